@@ -73,8 +73,20 @@ export interface Backend {
   prepareAnalysis(spec: TransformSpec): Promise<Analysis>;
   prepareSynthesis(spec: TransformSpec): Promise<Synthesis>;
   /** Engine rows → f32[tokens, p] with RoPE undone: what calibration sees. */
-  readRows(layout: RowLayout, rope: RopeDescription | null, rows: Uint8Array, positions: Int32Array, out: Float32Array): Promise<void>;
+  readRows(
+    layout: RowLayout,
+    rope: RopeDescription | null,
+    rows: Uint8Array,
+    positions: Int32Array,
+    out: Float32Array,
+  ): Promise<void>;
   /** The inverse: f32[tokens, p] → engine rows, RoPE redone. */
-  writeRows(layout: RowLayout, rope: RopeDescription | null, values: Float32Array, positions: Int32Array, out: Uint8Array): Promise<void>;
+  writeRows(
+    layout: RowLayout,
+    rope: RopeDescription | null,
+    values: Float32Array,
+    positions: Int32Array,
+    out: Uint8Array,
+  ): Promise<void>;
   close(): void;
 }
