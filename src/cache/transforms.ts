@@ -5,7 +5,15 @@
 import type { ElementType, StreamKind } from '../base/geometry.ts';
 import { headDim } from '../base/geometry.ts';
 import { KvtcError } from '../base/errors.ts';
-import type { Analysis, Backend, MatrixSource, Precision, RowLayout, Synthesis, TransformSpec } from '../linalg/backend.ts';
+import type {
+  Analysis,
+  Backend,
+  MatrixSource,
+  Precision,
+  RowLayout,
+  Synthesis,
+  TransformSpec,
+} from '../linalg/backend.ts';
 import type { Profile } from '../profile/profile.ts';
 
 /** Closable set of prepared transforms. Ranks change with the ratio; the last rank used stays prepared. */
@@ -26,7 +34,11 @@ export function openTransforms(profile: Profile, backend: Backend, precision: Pr
   const obtain = <T extends Analysis | Synthesis>(slot: string, key: string, prepare: () => Promise<T>): Promise<T> => {
     const held = ready.get(slot);
     if (held?.key === key) return held.value as Promise<T>;
-    if (held !== undefined) void held.value.then((old) => old.close(), () => undefined);
+    if (held !== undefined)
+      void held.value.then(
+        (old) => old.close(),
+        () => undefined,
+      );
     const value = prepare();
     ready.set(slot, { key, value });
     value.catch(() => ready.delete(slot));
@@ -50,7 +62,11 @@ export function openTransforms(profile: Profile, backend: Backend, precision: Pr
     synthesis: (stream, rank, element) =>
       obtain(`synthesis ${stream}`, `${rank} ${element}`, () => backend.prepareSynthesis(spec(stream, rank, element))),
     close: () => {
-      for (const { value } of ready.values()) void value.then((prepared) => prepared.close(), () => undefined);
+      for (const { value } of ready.values())
+        void value.then(
+          (prepared) => prepared.close(),
+          () => undefined,
+        );
       ready.clear();
     },
   };

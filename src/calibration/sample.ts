@@ -96,5 +96,7 @@ function cutGroup(group: TextGroup, wantedTokens: number, options: SampleOptions
 
 /** sha256, hex, of token ids as little-endian i32. */
 export function hashTokens(tokens: Int32Array): string {
-  return createHash('sha256').update(new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength)).digest('hex');
+  return createHash('sha256')
+    .update(new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength))
+    .digest('hex');
 }
