@@ -24,7 +24,10 @@ export const paperCodec: Codec<PaperPlan> = {
 function encodeChunk(coefficients: Float32Array, tokenCount: number, plan: PaperPlan): Uint8Array {
   const rank = plan.rank;
   const used = tokenCount * rank;
-  invariant(coefficients.length >= used, `${coefficients.length} coefficients for ${tokenCount} tokens of rank ${rank}`);
+  invariant(
+    coefficients.length >= used,
+    `${coefficients.length} coefficients for ${tokenCount} tokens of rank ${rank}`,
+  );
   checkFinite(coefficients, used, rank);
   const packed = new Uint8Array(tokenPackedBytes(plan) * tokenCount);
   for (const place of placeGroups(plan, tokenCount)) {
@@ -115,8 +118,7 @@ function encodeInteger(x: Float32Array, rank: number, tokens: number, place: Gro
     const divisor = Math.max(f16ToF32(step), SMALLEST_DIVISOR);
     if (bits === 4) {
       for (let b = 0; b < wholeBytes; b++, from += 2) {
-        packed[to + b] =
-          integerCode(x[from]!, base, divisor, 15) | (integerCode(x[from + 1]!, base, divisor, 15) << 4);
+        packed[to + b] = integerCode(x[from]!, base, divisor, 15) | (integerCode(x[from + 1]!, base, divisor, 15) << 4);
       }
     } else {
       for (let b = 0; b < wholeBytes; b++, from += 4) {
