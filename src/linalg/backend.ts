@@ -60,8 +60,16 @@ export interface Synthesis {
 export interface PreparedMatrix {
   readonly rows: number;
   readonly columns: number;
-  /** `x` f32[n, columns]; fills `out` f32[n, rows] with x · matrixᵀ. */
-  multiply(x: Float32Array, n: number, out: Float32Array): Promise<void>;
+  /**
+   * `x` f32[n, columns]; fills `out` f32[n, rows] with x · matrixᵀ, or f32[n, endRow − startRow] with the product by
+   * rows [startRow, endRow) of the matrix alone.
+   */
+  multiply(
+    x: Float32Array,
+    n: number,
+    out: Float32Array,
+    range?: { readonly startRow: number; readonly endRow: number },
+  ): Promise<void>;
   close(): void;
 }
 

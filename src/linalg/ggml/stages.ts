@@ -1,0 +1,147 @@
+// The chunk stages as ggml graphs: engine rows → f32 rows with RoPE undone, and back. One graph does a whole stage, so
+// that JS touches no large f32 array. Shapes here are in ggml order: the fastest dimension first.
+// Does not know: matrices' contents, chunking.
+
+import type { RopeDescription } from '../../rope/description.ts';
+import type { RowLayout } from '../backend.ts';
+import { rowBytes, rowWidth } from '../shapes.ts';
+import type { GraphBuilder } from './device.ts';
+import { GGML_TYPE } from './library.ts';
+import type { GgmlLibrary, Pointer } from './library.ts';
+
+/** ggml's rope modes: 0 rotates (2i, 2i+1), 2 rotates (i, i + dims/2). */
+const ROPE_MODES = { interleaved: 0, 'half-split': 2 } as const;
+
+/** A rotation with its frequency factors already in a tensor. */
+export interface PreparedRope {
+  readonly description: RopeDescription;
+  readonly factors: Pointer | null;
+}
+
+/** Tokens [startToken, startToken + tokens) of a call's `totalTokens`; engine rows are layer-major, so they are strided. */
+export interface TokenSlice {
+  readonly startToken: number;
+  readonly tokens: number;
+  readonly totalTokens: number;
+}
+
+/** Leaves for a slice of engine rows and its positions. */
+export interface RowLeaves {
+  readonly rows: Pointer; // [width, tokens, layers] of element
+  readonly positions: Pointer; // i32 [tokens]
+}
+
+/** Engine rows [width, tokens, layers] → f32 [layers · width, tokens], RoPE undone. */
+export function readRowsGraph(
+  graph: GraphBuilder,
+  layout: RowLayout,
+  rope: PreparedRope | null,
+  tokens: number,
+): { leaves: RowLeaves; values: Pointer } {
+  const { library, context } = graph;
+  const rows = graph.tensor(layout.element, rowWidth(layout), tokens, layout.layers);
+  const positions = graph.tensor('i32', tokens);
+  const tokenMajor = library.permute(context, rows, 0, 2, 1, 3);
+  let values =
+    layout.element === 'f32'
+      ? library.contiguous(context, tokenMajor)
+      : library.cast(context, tokenMajor, GGML_TYPE.f32);
+  if (rope !== null) values = rotate(graph, layout, layout.layers, rope, values, positions, tokens, true);
+  values = library.reshape(context, values, layout.layers * rowWidth(layout), tokens, 1);
+  return { leaves: { rows, positions }, values };
+}
+
+/** f32 [layers · width, tokens] → engine rows [width, tokens, layers], RoPE redone. `layers` may be a range's count. */
+export function writeRowsGraph(
+  graph: GraphBuilder,
+  layout: RowLayout,
+  layers: number,
+  rope: PreparedRope | null,
+  values: Pointer,
+  tokens: number,
+): RowLeaves {
+  const { library, context } = graph;
+  const positions = graph.tensor('i32', tokens);
+  const rotated = rope === null ? values : rotate(graph, layout, layers, rope, values, positions, tokens, false);
+  const tokenMajor = library.reshape(context, rotated, rowWidth(layout), layers, tokens);
+  const layerMajor = library.permute(context, tokenMajor, 0, 2, 1, 3);
+  const rows =
+    layout.element === 'f32'
+      ? library.contiguous(context, layerMajor)
+      : library.cast(context, layerMajor, GGML_TYPE[layout.element]);
+  return { rows, positions };
+}
+
+/** Leaves that are no part of the graph (positions without RoPE) are never allocated and must not be written. */
+export function uploadPositions(
+  library: GgmlLibrary,
+  leaves: RowLeaves,
+  positions: Int32Array,
+  slice: TokenSlice,
+): void {
+  const part = positions.subarray(slice.startToken, slice.startToken + slice.tokens);
+  library.tensorSet(leaves.positions, part, 0, part.byteLength);
+}
+
+/** Copies a slice of tokens of `layers` layers from engine rows into the rows tensor. */
+export function uploadRows(
+  library: GgmlLibrary,
+  leaves: RowLeaves,
+  layout: RowLayout,
+  rows: Uint8Array,
+  slice: TokenSlice,
+): void {
+  const bytes = rowBytes(layout);
+  const run = slice.tokens * bytes;
+  const from = rows.subarray(slice.startToken * bytes);
+  library.tensorSet2d(leaves.rows, from, 0, run, layout.layers, run, slice.totalTokens * bytes);
+}
+
+/** Copies the rows tensor into a slice of tokens of engine rows. */
+export function downloadRows(
+  library: GgmlLibrary,
+  leaves: RowLeaves,
+  layout: RowLayout,
+  layers: number,
+  out: Uint8Array,
+  slice: TokenSlice,
+): void {
+  const bytes = rowBytes(layout);
+  const run = slice.tokens * bytes;
+  const to = out.subarray(slice.startToken * bytes);
+  library.tensorGet2d(leaves.rows, to, 0, run, layers, run, slice.totalTokens * bytes);
+}
+
+function rotate(
+  graph: GraphBuilder,
+  layout: RowLayout,
+  layers: number,
+  rope: PreparedRope,
+  values: Pointer,
+  positions: Pointer,
+  tokens: number,
+  undo: boolean,
+): Pointer {
+  const { library, context } = graph;
+  const { description: d, factors } = rope;
+  const heads = library.reshape(context, values, layout.headDim, layout.heads * layers, tokens);
+  // ggml's backward op is the transpose: it turns back but multiplies by mscale once more. Asking it for an attention
+  // factor that makes the total 1/mscale gives the inverse, with no further pass over the rows.
+  const yarn = d.extFactor === 0 ? 1 : 1 + 0.1 * Math.log(1 / d.frequencyScale);
+  const attnFactor = undo ? 1 / (d.attnFactor * yarn * yarn) : d.attnFactor;
+  return (undo ? library.ropeBack : library.rope)(
+    context,
+    heads,
+    positions,
+    factors,
+    d.dims,
+    ROPE_MODES[d.pairing],
+    d.originalContext,
+    d.frequencyBase,
+    d.frequencyScale,
+    d.extFactor,
+    attnFactor,
+    d.betaFast,
+    d.betaSlow,
+  );
+}

@@ -1,0 +1,60 @@
+// Shape checks every backend makes before it touches memory: native code would abort the process on a wrong length.
+// Does not know any backend.
+
+import { invariant } from '../base/errors.ts';
+import type { LayerRange } from '../base/geometry.ts';
+import { KvtcError } from '../base/errors.ts';
+import type { RopeDescription } from '../rope/description.ts';
+import type { RowLayout } from './backend.ts';
+
+/** Values per token and layer. */
+export function rowWidth(layout: RowLayout): number {
+  return layout.heads * layout.headDim;
+}
+
+/** The paper's p. */
+export function layoutWidth(layout: RowLayout): number {
+  return layout.layers * rowWidth(layout);
+}
+
+/** Bytes of one token's values in one layer. */
+export function rowBytes(layout: RowLayout): number {
+  return rowWidth(layout) * (layout.element === 'f32' ? 4 : 2);
+}
+
+/** Throws on a layout no backend can take, and KVTC_ROPE_UNSUPPORTED on a rotation that does not fit its heads. */
+export function checkLayout(layout: RowLayout, rope: RopeDescription | null): void {
+  const { layers, heads, headDim } = layout;
+  for (const count of [layers, heads, headDim]) {
+    invariant(Number.isSafeInteger(count) && count > 0, `row layout ${layers} × ${heads} × ${headDim}`);
+  }
+  if (rope === null) return;
+  const factors = rope.frequencyFactors;
+  const fits = Number.isSafeInteger(rope.dims) && rope.dims > 0 && rope.dims % 2 === 0 && rope.dims <= headDim;
+  if (!fits || (factors !== null && factors.length !== rope.dims / 2)) {
+    throw new KvtcError(
+      'KVTC_ROPE_UNSUPPORTED',
+      `RoPE over ${rope.dims} of ${headDim} values with ${factors?.length ?? 'no'} frequency factors; expected an even number of values within the head and half as many factors`,
+      { dims: rope.dims, headDim },
+    );
+  }
+}
+
+/** Engine rows of `layers` layers, as bytes. */
+export function checkRows(layout: RowLayout, layers: number, tokens: number, rows: Uint8Array): void {
+  const expected = layers * tokens * rowBytes(layout);
+  invariant(rows.length === expected, `engine rows take ${expected} bytes for ${tokens} tokens, got ${rows.length}`);
+}
+
+export function checkValues(name: string, values: Float32Array, tokens: number, width: number): void {
+  invariant(values.length === tokens * width, `${name} has ${values.length} values, expected ${tokens} × ${width}`);
+}
+
+export function checkLayers(layout: RowLayout, range: LayerRange): void {
+  const { startLayer, endLayer } = range;
+  const fits = Number.isSafeInteger(startLayer) && Number.isSafeInteger(endLayer);
+  invariant(
+    fits && startLayer >= 0 && startLayer < endLayer && endLayer <= layout.layers,
+    `layers ${startLayer} to ${endLayer} of ${layout.layers}`,
+  );
+}
