@@ -29,7 +29,6 @@ export function loadMatrix(device: GgmlDevice, source: MatrixSource, precision: 
     const packed = new Uint8Array(precision === 'f32' ? 0 : ROWS_PER_READ * bytesPerRow);
     for (let row = 0; row < rows; row += ROWS_PER_READ) {
       const count = Math.min(ROWS_PER_READ, rows - row);
-      // oxlint-disable-next-line no-await-in-loop -- reads go in order through one buffer
       await source.read(row, row + count, block.subarray(0, count * columns));
       if (wide !== block) {
         for (let i = 0; i < count; i++) wide.set(block.subarray(i * columns, (i + 1) * columns), i * width);
@@ -61,7 +60,6 @@ export function loadTransposed(
     const packed = new Uint8Array(precision === 'f32' ? 0 : columns * bytesPerBlock);
     for (let row = 0; row < rows; row += BLOCK) {
       const count = Math.min(BLOCK, rows - row);
-      // oxlint-disable-next-line no-await-in-loop -- reads go in order through one buffer
       await source.read(row, row + count, block.subarray(0, count * columns));
       if (count < BLOCK) turned.fill(0);
       for (let i = 0; i < count; i++) {

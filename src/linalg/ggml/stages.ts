@@ -5,9 +5,12 @@
 import type { RopeDescription } from '../../rope/description.ts';
 import type { RowLayout } from '../backend.ts';
 import { rowBytes, rowWidth } from '../shapes.ts';
-import type { GraphBuilder } from './device.ts';
+import type { ConstantTensor, GraphBuilder } from './device.ts';
 import { GGML_TYPE } from './library.ts';
 import type { GgmlLibrary, Pointer } from './library.ts';
+
+/** Most tokens of one graph: bounds the working buffer however many tokens a call brings. */
+export const SLICE_TOKENS = 256;
 
 /** ggml's rope modes: 0 rotates (2i, 2i+1), 2 rotates (i, i + dims/2). */
 const ROPE_MODES = { interleaved: 0, 'half-split': 2 } as const;
@@ -144,4 +147,24 @@ function rotate(
     d.betaFast,
     d.betaSlow,
   );
+}
+
+/** Puts the frequency factors, if any, into a tensor made by `load`. */
+export async function prepareRope(
+  rope: RopeDescription | null,
+  load: (factors: Float32Array) => Promise<ConstantTensor>,
+): Promise<PreparedRope | null> {
+  if (rope === null) return null;
+  const factors: Pointer | null =
+    rope.frequencyFactors === null ? null : (await load(Float32Array.from(rope.frequencyFactors))).tensor;
+  return { description: rope, factors };
+}
+
+/** Cuts a call's tokens into graphs' worths. */
+export function slices(totalTokens: number): TokenSlice[] {
+  const found: TokenSlice[] = [];
+  for (let startToken = 0; startToken < totalTokens; startToken += SLICE_TOKENS) {
+    found.push({ startToken, tokens: Math.min(SLICE_TOKENS, totalTokens - startToken), totalTokens });
+  }
+  return found;
 }
