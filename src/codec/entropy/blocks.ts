@@ -32,6 +32,14 @@ const compressors: Readonly<Record<'deflate' | 'zstd', Coder>> = {
   zstd: promisify<Uint8Array, ZstdOptions, Buffer>(zstdCompress),
 };
 
+/** The method a file names. Throws KVTC_CODEC_UNKNOWN. */
+export function entropyMethod(name: string): EntropyMethod {
+  if (name === 'none' || name === 'deflate' || name === 'zstd') return name;
+  throw new KvtcError('KVTC_CODEC_UNKNOWN', `entropy method ${name}: this build knows none, deflate and zstd`, {
+    got: name,
+  });
+}
+
 /** Most bytes `compressBlocks` can make of `packedBytes` bytes: readers bound what they accept by it. */
 export function maxStoredBytes(packedBytes: number, method: EntropyMethod): number {
   return method === 'none' ? packedBytes : packedBytes + HEADER_BYTES * blockCount(packedBytes);
