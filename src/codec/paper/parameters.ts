@@ -30,6 +30,16 @@ export interface PaperParameters extends Readonly<Record<StreamKind, PaperPlan>>
   readonly valueRatio: number;
 }
 
+/** The JSON that a header carries. */
+export function filePaperParameters(parameters: PaperParameters): z.infer<typeof parametersSchema> {
+  const file = ({ rank, groups }: PaperPlan): z.infer<typeof planSchema> => ({
+    rank,
+    groups: groups.map(({ start, size, type, exponent }) => ({ start, size, type, exponent })),
+  });
+  const { keyRatio, valueRatio, key, value } = parameters;
+  return { keyRatio, valueRatio, key: file(key), value: file(value) };
+}
+
 /** Checks a header's `codecParameters`. Throws KVTC_CONTAINER_MALFORMED. */
 export function parsePaperParameters(json: unknown): PaperParameters {
   const parsed = parametersSchema.safeParse(json);
