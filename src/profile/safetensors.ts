@@ -50,7 +50,9 @@ export function tensorBytes({ type, shape }: TensorShape): number {
  * overlap. Throws KVTC_PROFILE_MALFORMED.
  */
 export async function readHeader(file: FileHandle, name: string): Promise<SafetensorsHeader> {
-  const { size: fileBytes } = await file.stat();
+  const stat = await file.stat();
+  if (!stat.isFile()) throw malformed(name, 'it is not a regular file');
+  const fileBytes = stat.size;
   const prefix = Buffer.alloc(LENGTH_BYTES);
   await readExactly(file, prefix, 0, name);
   const headerBytes = prefix.readBigUInt64LE(0);
