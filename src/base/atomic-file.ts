@@ -40,7 +40,7 @@ export async function writeFully(file: FileHandle, bytes: Uint8Array, offsetByte
 }
 
 /** Makes the rename itself durable. Not every platform lets a directory be opened; the data is safe either way. */
-async function syncDirectory(path: string): Promise<void> {
+export async function syncDirectory(path: string): Promise<void> {
   const directory = await open(path, 'r').catch(() => null);
   try {
     await directory?.sync().catch(() => undefined);

@@ -31,8 +31,8 @@ const ropeSchema = z.strictObject({
 });
 
 const modelSchema = z.strictObject({
-  architecture: z.string().max(256),
-  name: z.string().max(256),
+  architecture: z.string().max(1024),
+  name: z.string().max(1024),
   geometry: z.strictObject({
     layers: dimension,
     kvHeads: dimension,

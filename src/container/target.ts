@@ -3,6 +3,7 @@
 import { open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { FileHandle } from 'node:fs/promises';
+import { syncDirectory, writeFully } from '../base/atomic-file.ts';
 import type { ContainerTarget } from './types.ts';
 
 /** What a file is called until it is complete. A leftover of an interrupted run is overwritten by the next. */
@@ -17,7 +18,7 @@ export function fileTarget(path: string): ContainerTarget {
   let opened: Promise<FileHandle> | null = null;
   const handle = (): Promise<FileHandle> => (opened ??= open(partial, 'w'));
   return {
-    write: async (bytes, offsetBytes) => writeAll(await handle(), bytes, offsetBytes),
+    write: async (bytes, offsetBytes) => writeFully(await handle(), bytes, offsetBytes),
     commit: async () => {
       const file = await handle();
       await file.sync();
@@ -33,22 +34,6 @@ export function fileTarget(path: string): ContainerTarget {
       await rm(partial, { force: true });
     },
   };
-}
-
-async function writeAll(handle: FileHandle, bytes: Uint8Array, offsetBytes: number): Promise<void> {
-  for (let done = 0; done < bytes.length;) {
-    const { bytesWritten } = await handle.write(bytes, done, bytes.length - done, offsetBytes + done);
-    if (bytesWritten === 0) throw new Error('the file system accepted no bytes');
-    done += bytesWritten;
-  }
-}
-
-/** Makes the rename itself durable. Not every platform can open a directory; there the rename is only atomic. */
-async function syncDirectory(path: string): Promise<void> {
-  const handle = await open(path, 'r').catch(() => null);
-  if (handle === null) return;
-  await handle.sync().catch(() => undefined);
-  await handle.close();
 }
 
 export interface MemoryTarget extends ContainerTarget {
