@@ -173,7 +173,7 @@ export async function assembleMembers(
           );
         }
         hash.update(piece);
-        await out.write(piece).catch((error: unknown) => {
+        await out.writeFile(piece).catch((error: unknown) => {
           throw writeFailed(outPath, error);
         });
         written += piece.length;
