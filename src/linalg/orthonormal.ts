@@ -38,14 +38,14 @@ export async function orthonormaliseRows(
       const slice = values.subarray(start * columns, (start + count) * columns);
       const removed = new Float32Array(slice.length);
       for (let sweep = 0; sweep < options.sweeps; sweep++) {
-        normaliseRows(slice, count, columns, random.normal);
+        normaliseRows(slice, count, columns, () => random.normal());
         for (const { straight, transposed } of done) {
           const part = new Float32Array(count * straight.rows);
           await straight.multiply(slice, count, part);
           await transposed.multiply(part, count, removed);
           for (let i = 0; i < slice.length; i++) slice[i]! -= removed[i]!;
         }
-        await choleskyQr(backend, slice, count, columns, random.normal);
+        await choleskyQr(backend, slice, count, columns, () => random.normal());
       }
       if (start + count < rows) {
         done.push({
