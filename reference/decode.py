@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Independent decoder of .kvtc files, written from docs/format/*.md alone. Python 3.9+, standard library only.
 
-It is slow and plain on purpose: it exists to check the product and to show that the pages suffice.
+It is slow and plain on purpose, and one file so that it can be carried anywhere: it exists to check the product and to
+show that the pages suffice.
 
   decode.py check FILE...            check every rule and checksum; a JSON line per file; exit status 3 if one is refused
   decode.py chunks FILE              JSON: header, and sha256 of every decoded part
@@ -169,10 +170,13 @@ def members(value, names, where, strict=True):
     require(ok, "CONTAINER_MALFORMED", f"{where}: expected exactly the members {', '.join(names)}")
 
 
+def is_integer(value):
+    return isinstance(value, float) and value == math.floor(value)
+
+
 def integer(holder, name, low, high=2 ** 31 - 1):
     value = holder[name]
-    ok = isinstance(value, float) and value == math.floor(value) and low <= value <= high
-    require(ok, "CONTAINER_MALFORMED", f"{name} is {value!r}")
+    require(is_integer(value) and low <= value <= high, "CONTAINER_MALFORMED", f"{name} is {value!r}")
     holder[name] = int(value)
 
 
@@ -372,10 +376,11 @@ def read_plans(header):
         require(plan["rank"] % 16 == 0 and isinstance(plan["groups"], list), bad, "rank or groups of a plan")
         end, groups = 0, []
         for group in plan["groups"]:
-            ok = isinstance(group, list) and len(group) == 4 and group[2] in CODE_BITS
-            ok = ok and all(isinstance(group[i], float) and group[i] == math.floor(group[i]) for i in (0, 1, 3))
-            require(ok, bad, f"group {group!r}")
-            start, size, kind, exponent = int(group[0]), int(group[1]), group[2], int(group[3])
+            members(group, ("start", "size", "type", "exponent"), "group")
+            require(isinstance(group["type"], str) and group["type"] in CODE_BITS, bad, f"group {group!r}")
+            start, size, kind, exponent = (group[name] for name in ("start", "size", "type", "exponent"))
+            require(all(map(is_integer, (start, size, exponent))), bad, f"group {group!r}")
+            start, size, exponent = int(start), int(size), int(exponent)
             ok = start >= end and size >= 1 and start + size <= plan["rank"]
             require(ok and abs(exponent) <= (100 if kind == "fp8" else 0), bad, f"group {group!r}")
             end = start + size
@@ -425,6 +430,10 @@ def f32(x):
 
 def f32_bytes(values):
     return struct.pack("<%df" % len(values), *values)
+
+
+def i32_bytes(values):
+    return struct.pack("<%di" % len(values), *values)
 
 
 def decode_chunk(chunk, header, plans):
@@ -562,7 +571,9 @@ def describe(container):
                         coefficientsSha256=sha256(b"".join(map(f32_bytes, coefficients)))))
     exact = [dict(stream=b["stream"], startToken=b["start"], endToken=b["end"], sha256=sha256(b"".join(b["rows"])))
              for b in container["exact"]]
-    return dict(header=header, tokens=container["tokens"], positions=container["positions"], exact=exact, chunks=out)
+    tokens, positions = container["tokens"], container["positions"]
+    return dict(header=header, tokensSha256=tokens and sha256(i32_bytes(tokens)), positionsSha256=sha256(i32_bytes(positions)),
+                exact=exact, chunks=out)
 
 
 def check(path):
