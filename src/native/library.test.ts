@@ -3,6 +3,8 @@ import { test } from 'node:test';
 import { isKvtcError } from '../base/errors.ts';
 import { ENGINE_RELEASES, checkEngineRelease, enginePackage, loadNativeLibraries } from './library.ts';
 
+const stating = (release: unknown): string => JSON.stringify({ buildOptions: { llamaCpp: { release } } });
+
 test('loads the libraries once and knows their release', () => {
   const first = loadNativeLibraries();
   assert.ok(ENGINE_RELEASES.includes(first.release));
@@ -12,13 +14,7 @@ test('loads the libraries once and knows their release', () => {
 });
 
 test('refuses releases it was not checked with', () => {
-  for (const metadata of [
-    '{"llamaCpp":{"release":"v0.3.9"}}',
-    '{"llamaCpp":{"release":5}}',
-    '{}',
-    'not JSON',
-    'null',
-  ]) {
+  for (const metadata of [stating('v0.3.9'), stating(5), stating(undefined), '{}', 'not JSON', 'null']) {
     assert.throws(
       () => checkEngineRelease(metadata),
       (error) => isKvtcError(error, 'KVTC_ENGINE_VERSION'),
