@@ -4,7 +4,7 @@
 
 import { seededRandom } from '../base/random.ts';
 import type { Backend } from './backend.ts';
-import { denseMatrix, dot, transpose } from './dense.ts';
+import { denseMatrix, dot } from './dense.ts';
 import { symmetricEigen, tridiagonalValues, tridiagonalise } from './symmetric-eigen.ts';
 import type { Tridiagonal } from './symmetric-eigen.ts';
 
