@@ -1,18 +1,18 @@
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { promisify } from 'node:util';
 import { isKvtcError } from '../base/errors.ts';
 import type { ErrorCode } from '../base/errors.ts';
 import { f16ToF32, f32ToF16 } from '../base/half.ts';
-import { seededRandom } from '../base/random.ts';
-import type { MatrixSource } from '../linalg/backend.ts';
 import { openProfile, verifyProfile } from './open-profile.ts';
-import type { QualityPoint, StreamBasis } from './profile.ts';
 import type { ProfileContents } from './write-profile.ts';
 import { rewriteProfile, writeProfile } from './write-profile.ts';
+import { contents, matrix, point, stream } from '../../test/profile-contents.ts';
 
 let folder = '';
 before(async () => {
@@ -21,85 +21,6 @@ before(async () => {
 after(() => rm(folder, { recursive: true }));
 
 const coded = (code: ErrorCode) => (error: unknown) => isKvtcError(error, code);
-
-function matrix(rows: number, columns: number, seed: number): MatrixSource & { values: Float32Array } {
-  const random = seededRandom(seed);
-  const values = Float32Array.from({ length: rows * columns }, () => random.normal() / Math.sqrt(columns));
-  return {
-    rows,
-    columns,
-    values,
-    read: async (start, end, out) => out.set(values.subarray(start * columns, end * columns)),
-  };
-}
-
-function stream(rank: number, width: number, seed: number): StreamBasis & { basis: { values: Float32Array } } {
-  const random = seededRandom(seed + 1);
-  return {
-    mean: Float32Array.from({ length: width }, () => random.normal()),
-    variances: Float32Array.from({ length: rank }, (_, i) => 1 / (1 + i)),
-    basis: matrix(rank, width, seed),
-  };
-}
-
-const point: QualityPoint = {
-  ratio: 16,
-  paperRatio: 18.25,
-  effectiveRatio: 10.5,
-  klNats: 0.0125,
-  copyKlNats: null,
-  top1Agreement: 0.95,
-  weights: 'exact',
-  text: 'a held-out document',
-  tokens: 1024,
-};
-
-const contents = {
-  model: {
-    architecture: 'llama',
-    name: 'tiny',
-    geometry: { layers: 2, kvHeads: 3, keyHeadDim: 8, valueHeadDim: 16 },
-    rope: {
-      pairing: 'interleaved',
-      dims: 8,
-      frequencyBase: 10_000,
-      frequencyScale: 1,
-      extFactor: 0,
-      attnFactor: 1,
-      betaFast: 32,
-      betaSlow: 1,
-      originalContext: 2048,
-      frequencyFactors: [1, 1.5, 2, 4],
-    },
-    fingerprint: 'ab'.repeat(32),
-  },
-  streams: { key: stream(32, 48, 1), value: stream(48, 96, 2) },
-  plans: [
-    {
-      ratio: 16,
-      key: {
-        rank: 32,
-        groups: [
-          { start: 0, size: 1, type: 'fp8', exponent: -2 },
-          { start: 16, size: 16, type: 'int4', exponent: 0 },
-        ],
-      },
-      value: { rank: 16, groups: [{ start: 0, size: 16, type: 'int2', exponent: 0 }] },
-      keyError: 0.03,
-      valueError: 0.05,
-    },
-    { ratio: 8, key: { rank: 0, groups: [] }, value: { rank: 0, groups: [] }, keyError: 1, valueError: 1 },
-  ],
-  provenance: {
-    seed: 7,
-    rows: 20_000,
-    heldOutRows: 2048,
-    sinks: 4,
-    documents: [{ source: 'prose/ä.txt', sha256: 'cd'.repeat(32), tokens: 4096 }],
-    producer: 'kvtc 0.1.0',
-  },
-  quality: [point],
-} as const satisfies ProfileContents;
 
 async function written(name: string, changes: Partial<ProfileContents> = {}): Promise<string> {
   const path = join(folder, `${name}.safetensors`);
@@ -149,6 +70,21 @@ test('a stranger finds the tensors by the 8-byte length and the JSON alone, and 
   assert.equal(end - begin, 4 * 96);
   const id = createHash('sha256').update(`${header.__metadata__.model}\n`).update(data).digest('hex');
   assert.equal(header.__metadata__.id, id);
+});
+
+test("the format page's Python lines read what was written", async () => {
+  const page = await readFile(new URL('../../docs/format/profile.md', import.meta.url), 'utf8');
+  const program = /```python\n(.*?)```/su.exec(page)?.[1];
+  assert.ok(program !== undefined);
+  const path = await written('python');
+  const { stdout } = await promisify(execFile)('python3', ['-c', program, path]);
+  const norm = contents.streams.key.basis.values
+    .subarray(0, 48)
+    .reduce((sum, value) => sum + f16ToF32(f32ToF16(value)) ** 2, 0);
+  const [first = '', second] = stdout.split('\n');
+  assert.ok(first.startsWith('tiny 32 48 '));
+  assert.ok(Math.abs(Number(first.split(' ')[3]) - norm) < 1e-9);
+  assert.equal(second, '[8, 16]');
 });
 
 test('more quality points and plans keep id and tensors', async () => {
@@ -219,158 +155,4 @@ test('a failing write leaves the old file and no partial one', async () => {
 test('a missing file is named as such and a folder is no profile', async () => {
   await assert.rejects(openProfile(folder), coded('KVTC_PROFILE_MALFORMED'));
   await assert.rejects(openProfile(join(folder, 'absent')), coded('KVTC_FILE_NOT_FOUND'));
-});
-
-interface Header {
-  __metadata__: Record<string, string>;
-  [tensor: string]: unknown;
-}
-
-/** Rewrites a valid file's header by `edit`; data stays. */
-async function edited(name: string, edit: (header: Header) => void): Promise<string> {
-  const path = await written(name);
-  const bytes = await readFile(path);
-  const headerBytes = Number(bytes.readBigUInt64LE(0));
-  const header = JSON.parse(bytes.subarray(8, 8 + headerBytes).toString()) as Header;
-  edit(header);
-  const json = Buffer.from(JSON.stringify(header));
-  const length = Buffer.alloc(8);
-  length.writeBigUInt64LE(BigInt(json.length));
-  await writeFile(path, Buffer.concat([length, json, bytes.subarray(8 + headerBytes)]));
-  return path;
-}
-
-const tensor = (header: Header, name: string): { dtype: string; shape: number[]; data_offsets: [number, number] } =>
-  header[name] as { dtype: string; shape: number[]; data_offsets: [number, number] };
-
-const hostile: readonly (readonly [string, ErrorCode, (header: Header) => void])[] = [
-  ['future version', 'KVTC_PROFILE_VERSION', (h) => (h.__metadata__['version'] = '2')],
-  ['version that is no number', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__['version'] = 'one')],
-  ['another format', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__['format'] = 'pt')],
-  ['no metadata', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__ = {})],
-  ['bad id', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__['id'] = 'ff')],
-  ['model that is not JSON', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__['model'] = '{')],
-  ['model without rope', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__['model'] = '{"architecture":"llama"}')],
-  [
-    'geometry that would need terabytes',
-    'KVTC_PROFILE_MALFORMED',
-    (h) => (h.__metadata__['model'] = h.__metadata__['model']?.replace('"layers":2', '"layers":4000000') ?? ''),
-  ],
-  [
-    'unknown member in the model',
-    'KVTC_PROFILE_MALFORMED',
-    (h) => (h.__metadata__['model'] = h.__metadata__['model']?.replace('{', '{"extra":1,') ?? ''),
-  ],
-  ['plans that are no list', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__['plans'] = '{}')],
-  [
-    'plan with overlapping groups',
-    'KVTC_PROFILE_MALFORMED',
-    (h) => (h.__metadata__['plans'] = h.__metadata__['plans']?.replace('[16,16,"int4",0]', '[0,16,"int4",0]') ?? ''),
-  ],
-  [
-    'plan beyond the basis',
-    'KVTC_PROFILE_MALFORMED',
-    (h) => (h.__metadata__['plans'] = h.__metadata__['plans']?.replace('"rank":32', '"rank":64') ?? ''),
-  ],
-  [
-    'exponent out of range',
-    'KVTC_PROFILE_MALFORMED',
-    (h) => (h.__metadata__['plans'] = h.__metadata__['plans']?.replace('"fp8",-2', '"fp8",-200') ?? ''),
-  ],
-  ['provenance missing', 'KVTC_PROFILE_MALFORMED', (h) => delete h.__metadata__['provenance']],
-  ['quality with NaN', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__['quality'] = '[{"ratio":NaN}]')],
-  ['metadata that is not text', 'KVTC_PROFILE_MALFORMED', (h) => Object.assign(h.__metadata__, { version: 1 })],
-  ['tensor missing', 'KVTC_PROFILE_MALFORMED', (h) => delete h['value.basis']],
-  ['tensor of another type', 'KVTC_PROFILE_MALFORMED', (h) => Object.assign(tensor(h, 'key.basis'), { dtype: 'BF16' })],
-  [
-    'tensor of a known but wrong type',
-    'KVTC_PROFILE_MALFORMED',
-    (h) => Object.assign(tensor(h, 'key.mean'), { dtype: 'F16', shape: [96] }),
-  ],
-  [
-    'tensor of another shape',
-    'KVTC_PROFILE_MALFORMED',
-    (h) => Object.assign(tensor(h, 'key.basis'), { shape: [48, 32] }),
-  ],
-  ['transposed basis', 'KVTC_PROFILE_MALFORMED', (h) => Object.assign(tensor(h, 'value.basis'), { shape: [96, 48] })],
-  ['negative extent', 'KVTC_PROFILE_MALFORMED', (h) => Object.assign(tensor(h, 'key.mean'), { shape: [-48] })],
-  [
-    'extents whose product overflows',
-    'KVTC_PROFILE_MALFORMED',
-    (h) => Object.assign(tensor(h, 'key.mean'), { shape: [2 ** 52, 2 ** 52] }),
-  ],
-  [
-    'offsets past the end',
-    'KVTC_PROFILE_MALFORMED',
-    (h) => Object.assign(tensor(h, 'key.mean'), { data_offsets: [1e9, 1e9 + 192] }),
-  ],
-  [
-    'overlapping tensors',
-    'KVTC_PROFILE_MALFORMED',
-    (h) => Object.assign(tensor(h, 'key.variances'), { data_offsets: [0, 128] }),
-  ],
-  [
-    'offsets that run backwards',
-    'KVTC_PROFILE_MALFORMED',
-    (h) => Object.assign(tensor(h, 'key.mean'), { data_offsets: [192, 0] }),
-  ],
-  ['unlisted data', 'KVTC_PROFILE_MALFORMED', (h) => delete h['key.mean']],
-];
-
-for (const [what, code, edit] of hostile) {
-  test(`refuses a profile with ${what}`, async () => {
-    const path = await edited(what.replaceAll(' ', '-'), edit);
-    await assert.rejects(openProfile(path), coded(code));
-    await assert.rejects(verifyProfile(path), coded(code));
-  });
-}
-
-test('refuses a file cut anywhere and a header length beyond the file or the limit', async () => {
-  const whole = await readFile(await written('cuts'));
-  const path = join(folder, 'cut.safetensors');
-  const headerBytes = Number(whole.readBigUInt64LE(0));
-  for (const length of [0, 7, 8, 100, 8 + headerBytes - 1, 8 + headerBytes, whole.length - 1]) {
-    await writeFile(path, whole.subarray(0, length));
-    await assert.rejects(openProfile(path), coded('KVTC_PROFILE_MALFORMED'), `cut at ${length}`);
-  }
-  await writeFile(path, Buffer.concat([whole, Buffer.alloc(1)]));
-  await assert.rejects(openProfile(path), coded('KVTC_PROFILE_MALFORMED'));
-  for (const claimed of [0n, BigInt(whole.length), 2n ** 40n, 2n ** 64n - 1n]) {
-    const bytes = Buffer.from(whole);
-    bytes.writeBigUInt64LE(claimed, 0);
-    await writeFile(path, bytes);
-    await assert.rejects(openProfile(path), coded('KVTC_PROFILE_MALFORMED'), `header of ${claimed}`);
-  }
-});
-
-test('refuses NaN in a mean when opening, and in a basis when its row is read or verified', async () => {
-  const path = await written('nan');
-  const bytes = await readFile(path);
-  const start = 8 + Number(bytes.readBigUInt64LE(0));
-  const header = JSON.parse(bytes.subarray(8, start).toString()) as Header;
-  const [meanOffset] = tensor(header, 'key.mean').data_offsets;
-  const broken = Buffer.from(bytes);
-  broken.writeUInt32LE(0x7fc00000, start + meanOffset + 8);
-  await writeFile(path, broken);
-  await assert.rejects(openProfile(path), coded('KVTC_PROFILE_MALFORMED'));
-
-  const [basisOffset] = tensor(header, 'value.basis').data_offsets;
-  const inBasis = Buffer.from(bytes);
-  inBasis.writeUInt16LE(0x7e00, start + basisOffset + 2 * (96 * 7 + 1));
-  await writeFile(path, inBasis);
-  const profile = await openProfile(path);
-  const { basis } = profile.stream('value');
-  await basis.read(0, 7, new Float32Array(7 * 96));
-  await assert.rejects(basis.read(7, 8, new Float32Array(96)), coded('KVTC_PROFILE_MALFORMED'));
-  await profile.close();
-  await assert.rejects(verifyProfile(path), coded('KVTC_PROFILE_MALFORMED'));
-});
-
-test('verification finds a changed basis value that opening cannot see', async () => {
-  const path = await written('flipped');
-  const bytes = await readFile(path);
-  bytes[bytes.length - 10]! ^= 1;
-  await writeFile(path, bytes);
-  await (await openProfile(path)).close();
-  await assert.rejects(verifyProfile(path), coded('KVTC_PROFILE_MALFORMED'));
 });

@@ -19,15 +19,14 @@ const examplePlan: PaperPlan = {
     { start: 5, size: 4, type: 'int4', exponent: 0 },
   ],
 };
-const rest = [0, 0, 0, 0, 0, 0, 0];
-const exampleValues = Float32Array.from([
-  ...[1, -3, 1, 2, 4, -1, 0, 6.5, 14, ...rest],
-  ...[0.25, 1000, 5, 5, 5, 0, 0.5, 1, 7.5, ...rest],
-]);
-const exampleDecoded = Float32Array.from([
-  ...[1, -3, 1, 2, 4, -1, 0, 7, 14, ...rest],
-  ...[0.25, 224, 5, 5, 5, 0, 0.5, 1, 7.5, ...rest],
-]);
+const exampleTokens = [
+  [1, -3, 1, 2, 4, -1, 0, 6.5, 14, 0, 0, 0, 0, 0, 0, 0],
+  [0.25, 1000, 5, 5, 5, 0, 0.5, 1, 7.5, 0, 0, 0, 0, 0, 0, 0],
+];
+const exampleValues = Float32Array.from(exampleTokens.flat());
+const exampleDecoded = Float32Array.from(exampleValues);
+exampleDecoded[7] = 7;
+exampleDecoded[17] = 224;
 
 const malformed = (error: unknown): boolean => isKvtcError(error, 'KVTC_CHUNK_MALFORMED');
 
