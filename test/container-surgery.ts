@@ -46,7 +46,7 @@ export function replaceSection(file: Uint8Array, kind: number, edit: (bytes: Uin
 
 /** A copy of `file` with preamble or table edited in place and the head checksum made to fit. */
 export function editHead(file: Uint8Array, edit: (view: DataView) => void): Uint8Array {
-  const copy = file.slice();
+  const copy = Uint8Array.from(file); // Buffer's slice shares memory
   const view = new DataView(copy.buffer);
   const length = headBytes(view.getUint32(20, true));
   edit(view);
@@ -56,7 +56,7 @@ export function editHead(file: Uint8Array, edit: (view: DataView) => void): Uint
 
 /** A copy of section bytes with an edit through a DataView. */
 export function edited(bytes: Uint8Array, edit: (view: DataView) => void): Uint8Array {
-  const copy = bytes.slice();
+  const copy = Uint8Array.from(bytes);
   edit(new DataView(copy.buffer));
   return copy;
 }
