@@ -38,6 +38,7 @@ export const ERROR_KINDS = {
   KVTC_MOMENTS_MISMATCH: 'input',
   KVTC_MOMENTS_OVERFLOW: 'input',
   KVTC_DOWNLOAD_CHECKSUM: 'input',
+  KVTC_RUN_MALFORMED: 'input',
 
   KVTC_ENGINE_MISSING: 'failure',
   KVTC_ENGINE_VERSION: 'failure',

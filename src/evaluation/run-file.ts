@@ -1,0 +1,134 @@
+// Results of an evaluation as they come, one JSON object a line, so that an interrupted run goes on where it stopped.
+// Does not know: what a result means, how it is measured.
+
+import { open, readFile } from 'node:fs/promises';
+import { z } from 'zod';
+import { KvtcError } from '../base/errors.ts';
+
+const scores = z.object({
+  rows: z.number(),
+  klSum: z.number(),
+  agreements: z.number(),
+  targets: z.number(),
+  lossSum: z.number(),
+  hits: z.number(),
+});
+
+/** Everything that a result depends on. Two results with equal keys are the same measurement. */
+const resultKey = z.strictObject({
+  /** Fingerprint of the model's file as published, whatever copy of it ran. */
+  model: z.string(),
+  weights: z.string(),
+  /** Names the treatment and all its settings, and the profile it codes with. */
+  treatment: z.string(),
+  /** sha256, hex, of the document's tokens. */
+  document: z.string(),
+  prefixTokens: z.number(),
+  continuationTokens: z.number(),
+  copyTokens: z.number(),
+  sliceTokens: z.number(),
+});
+
+const documentResult = z.object({
+  kind: z.string(),
+  source: z.string(),
+  /** Continuation, and copy probe; of the run from the treated cache and of the exact run. */
+  continuation: scores,
+  continuationExact: scores,
+  copy: scores,
+  copyExact: scores,
+  paperRatio: z.number().nullable(),
+  effectiveRatio: z.number().nullable(),
+  rawBytes: z.number(),
+  storedBytes: z.number().nullable(),
+  prefillMs: z.number(),
+  compressMs: z.number(),
+  restoreMs: z.number(),
+  continueMs: z.number(),
+});
+
+const runLine = z.object({ key: resultKey, result: documentResult });
+
+export type ResultKey = z.infer<typeof resultKey>;
+/** What one treatment did to one document. */
+export type DocumentResult = Readonly<z.infer<typeof documentResult>>;
+
+/** Finished results by key, and a place to add more. Close it. */
+export interface RunFile {
+  find(key: ResultKey): DocumentResult | undefined;
+  /** Appends and syncs one line: once this resolves, the result survives a kill. */
+  add(key: ResultKey, result: DocumentResult): Promise<void>;
+  close(): Promise<void>;
+}
+
+/**
+ * Opens a run file, created when missing; with null, results are kept in memory alone. A last line cut short by an
+ * interruption is dropped. Throws KVTC_RUN_MALFORMED when another line is no result, KVTC_WRITE_FAILED.
+ */
+export async function openRunFile(path: string | null): Promise<RunFile> {
+  const results = new Map<string, DocumentResult>();
+  const name = (key: ResultKey): string => JSON.stringify(resultKey.parse(key));
+  if (path === null) {
+    return {
+      find: (key) => results.get(name(key)),
+      add: async (key, result) => void results.set(name(key), result),
+      close: async () => undefined,
+    };
+  }
+  try {
+    const file = await open(path, 'a+');
+    try {
+      const text = await readFile(file, 'utf8');
+      const whole = text.lastIndexOf('\n') + 1;
+      for (const [index, line] of text.slice(0, whole).split('\n').slice(0, -1).entries()) {
+        const { key, result } = parseLine(line, path, index + 1);
+        results.set(name(key), result);
+      }
+      if (whole < text.length) await file.truncate(Buffer.byteLength(text.slice(0, whole)));
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+    return {
+      find: (key) => results.get(name(key)),
+      add: async (key, result) => {
+        results.set(name(key), result);
+        try {
+          await file.appendFile(`${JSON.stringify({ key, result })}\n`);
+          await file.datasync();
+        } catch (error) {
+          throw writeFailed(path, error);
+        }
+      },
+      close: () => file.close(),
+    };
+  } catch (error) {
+    throw error instanceof KvtcError ? error : writeFailed(path, error);
+  }
+}
+
+function parseLine(line: string, path: string, lineNumber: number): z.infer<typeof runLine> {
+  let value: unknown;
+  try {
+    value = JSON.parse(line);
+  } catch (error) {
+    throw malformed(path, lineNumber, 'it is not JSON', error);
+  }
+  const parsed = runLine.safeParse(value);
+  if (!parsed.success) throw malformed(path, lineNumber, z.prettifyError(parsed.error), parsed.error);
+  return parsed.data;
+}
+
+function malformed(path: string, lineNumber: number, why: string, cause: unknown): KvtcError {
+  return new KvtcError(
+    'KVTC_RUN_MALFORMED',
+    `line ${lineNumber} of ${path} is no evaluation result: ${why}; name another file, or delete that line`,
+    { path, lineNumber },
+    { cause },
+  );
+}
+
+function writeFailed(path: string, cause: unknown): KvtcError {
+  const reason = cause instanceof Error ? cause.message : String(cause);
+  return new KvtcError('KVTC_WRITE_FAILED', `cannot keep results in ${path}: ${reason}`, { path }, { cause });
+}
