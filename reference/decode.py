@@ -23,7 +23,7 @@ MAGIC = bytes.fromhex("894b56540d0a1a0a")
 HEADER, EXACT_ROWS, PAYLOAD, EXACT_CHECKSUMS, CHUNK_INDEX, POSITIONS, TOKENS = range(1, 8)
 FIRST_ANCILLARY = 0x80000000
 STREAMS = ("key", "value")
-LIMITS = dict(sections=32, header=1 << 20, tokens=1 << 24, chunks=1 << 20, chunk=1 << 28, exact_layer=1 << 30)
+LIMITS = dict(sections=32, header=1 << 20, tokens=1 << 24, chunks=1 << 20, chunk_tokens=1 << 14, chunk=1 << 28, exact_layer=1 << 30)
 MAX_JSON_DEPTH = 32
 
 
@@ -244,6 +244,7 @@ def read_header(raw, strict):
         require(end < r["startToken"] < r["endToken"] <= header["tokenCount"], bad, "exactRanges")
         end = r["endToken"]
     require(header["tokenCount"] <= LIMITS["tokens"], "CONTAINER_LIMIT", "tokens")
+    require(header["chunkTokens"] <= LIMITS["chunk_tokens"], "CONTAINER_LIMIT", "chunkTokens")
     return header
 
 

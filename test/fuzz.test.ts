@@ -24,6 +24,7 @@ const LIMITS = {
   sections: 12,
   tokens: 256,
   chunks: 64,
+  chunkTokens: 64,
   packedChunkBytes: 8192,
   storedChunkBytes: 8192,
   exactLayerBytes: 4096,

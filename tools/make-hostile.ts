@@ -216,6 +216,7 @@ const headerCases: readonly (readonly [string, string, string])[] = [
 for (const [name, from, to] of headerCases) {
   add(`header-${name}`, 'KVTC_CONTAINER_MALFORMED', withHeader(swap(from, to)));
 }
+add('header-chunk-tokens-huge', 'KVTC_CONTAINER_LIMIT', withHeader(swap('"chunkTokens":3', '"chunkTokens":16385')));
 add('header-token-count-huge', 'KVTC_CONTAINER_LIMIT', withHeader(swap('"tokenCount":9', '"tokenCount":2147483647')));
 add(
   'header-rows-huge',

@@ -171,6 +171,7 @@ test('honours limits given by the caller', async () => {
     { sections: 5 },
     { tokens: 8 },
     { chunks: 5 },
+    { chunkTokens: 2 },
     { packedChunkBytes: 1 },
     { storedChunkBytes: 1 },
     { exactLayerBytes: 7 },

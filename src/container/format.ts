@@ -37,6 +37,7 @@ export const DEFAULT_LIMITS: ContainerLimits = Object.freeze({
   sections: 32,
   tokens: 1 << 24,
   chunks: 1 << 20,
+  chunkTokens: 1 << 14,
   packedChunkBytes: 1 << 28,
   storedChunkBytes: 1 << 28,
   exactLayerBytes: 1 << 30,

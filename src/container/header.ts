@@ -80,12 +80,17 @@ export function encodeHeader(header: ContainerHeader): Uint8Array {
  */
 export function decodeHeader(bytes: Uint8Array, strict: boolean, limits: ContainerLimits): ContainerHeader {
   const header = checkHeader(parseCanonicalJson(bytes), strict);
-  if (header.tokenCount > limits.tokens) {
-    throw new KvtcError(
-      'KVTC_CONTAINER_LIMIT',
-      `the container holds ${header.tokenCount} tokens; the limit is ${limits.tokens}`,
-      { section: 'header', gotTokens: header.tokenCount, limitTokens: limits.tokens },
-    );
+  for (const [name, got, limit] of [
+    ['tokenCount', header.tokenCount, limits.tokens],
+    ['chunkTokens', header.chunkTokens, limits.chunkTokens],
+  ] as const) {
+    if (got > limit) {
+      throw new KvtcError('KVTC_CONTAINER_LIMIT', `the header's ${name} is ${got}; the limit is ${limit}`, {
+        section: 'header',
+        got,
+        limit,
+      });
+    }
   }
   return header;
 }

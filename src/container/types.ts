@@ -104,6 +104,8 @@ export interface ContainerLimits {
   readonly sections: number;
   readonly tokens: number;
   readonly chunks: number;
+  /** Of one chunk: bounds what its coefficients and rows take once decoded. */
+  readonly chunkTokens: number;
   /** Of one chunk, before the entropy stage: what a decompressor may be asked to allocate. */
   readonly packedChunkBytes: number;
   /** Of one chunk as stored, and of one ancillary section. */
