@@ -1,0 +1,109 @@
+// kvtc inspect: what a file is, what made it, and where every byte goes.
+
+import type { InspectedContainer, InspectedProfile } from '../../cache/inspect.ts';
+import type { CacheGeometry, TokenRange } from '../../base/geometry.ts';
+import { bytesTable, formatBytes, formatCount, formatPercent, formatRatio, formatSmall, table } from '../format.ts';
+import type { Verb } from '../verb.ts';
+
+export const verb: Verb = {
+  syntax: {
+    summary: 'Describe a container, profile or GGUF model and account for every byte',
+    positionals: [{ name: 'FILE', help: 'a .kvtc container, a profile or a GGUF model' }],
+    options: {},
+  },
+  async run(args) {
+    const { inspect } = await import('../../cache/inspect.ts');
+    const found = await inspect(args.positionals[0] ?? '');
+    const lines = found.kind === 'container' ? containerLines(found) : profileLines(found);
+    const parts = found.parts.map(({ name, count, byteLength }) => ({
+      name: count === 1 ? name : `${name} (${formatCount(count)})`,
+      byteLength,
+    }));
+    return { json: { ...found }, text: [...lines, '', bytesTable(parts, found.byteLength)].join('\n') };
+  },
+};
+
+function facts(rows: readonly (readonly [string, string])[]): string {
+  return table(rows, ['left', 'left']);
+}
+
+function geometryText({ layers, kvHeads, keyHeadDim, valueHeadDim }: CacheGeometry): string {
+  const dims = keyHeadDim === valueHeadDim ? `${keyHeadDim}` : `${keyHeadDim} (keys) and ${valueHeadDim} (values)`;
+  return `${layers} layers of ${kvHeads} KV heads of ${dims}`;
+}
+
+function containerLines(found: InspectedContainer): string[] {
+  const { header } = found;
+  const range = ({ startToken, endToken }: TokenRange): string => `[${startToken}, ${endToken})`;
+  const exact = header.exactRanges.map(range).join(' ') || 'none';
+  const types = header.elementTypes;
+  return [
+    `${found.path}: kvtc container, format ${found.version}, ${formatBytes(found.byteLength)}`,
+    '',
+    facts([
+      ['model', `${header.model.name} (${header.model.architecture}), ${header.model.fingerprint.slice(0, 12)}`],
+      ['cache', `${geometryText(header.model.geometry)}, keys ${types.key}, values ${types.value}`],
+      ['profile', header.profileId.slice(0, 12)],
+      ['codec', `${header.codec}, entropy coder ${header.entropy}`],
+      ['written by', [header.producer, header.engine].filter(Boolean).join(', ')],
+      ['tokens', `${formatCount(header.tokenCount)}, ids ${found.hasTokens ? 'stored' : 'not stored'}`],
+      ['exact tokens', exact],
+      ['chunks', `${formatCount(found.chunkCount)} of up to ${header.chunkTokens} tokens`],
+      ['raw cache', formatBytes(found.rawBytes)],
+      [
+        'ratio',
+        `${formatRatio(found.paperRatio)} by the paper's count, ${formatRatio(found.effectiveRatio)} with every byte`,
+      ],
+    ]),
+  ];
+}
+
+function profileLines(found: InspectedProfile): string[] {
+  const { model, provenance } = found;
+  const plans = found.plans.map((plan) => [
+    `${plan.ratio}x`,
+    `${plan.keyRank}`,
+    `${plan.valueRank}`,
+    formatPercent(plan.keyError),
+    formatPercent(plan.valueError),
+  ]);
+  const quality = found.quality.map((point) => [
+    `${point.ratio}x`,
+    formatRatio(point.paperRatio),
+    formatRatio(point.effectiveRatio),
+    formatSmall(point.klNats),
+    point.copyKlNats === null ? '-' : formatSmall(point.copyKlNats),
+    formatPercent(point.top1Agreement),
+    point.weights,
+    point.text,
+  ]);
+  const right = 'right' as const;
+  const documents = provenance.documents.length;
+  return [
+    `${found.path}: kvtc profile ${found.id.slice(0, 12)}, ${formatBytes(found.byteLength)}`,
+    '',
+    facts([
+      ['model', `${model.name} (${model.architecture}), ${model.fingerprint.slice(0, 12)}`],
+      ['cache', geometryText(model.geometry)],
+      ['rank', `keys ${found.rank.key}, values ${found.rank.value}`],
+      ['calibrated on', `${formatCount(provenance.rows)} tokens of ${documents} documents, seed ${provenance.seed}`],
+      [
+        'held out',
+        `${formatCount(provenance.heldOutRows)} tokens; first ${provenance.sinks} of each document left out`,
+      ],
+      ['made by', provenance.producer],
+    ]),
+    '',
+    table(plans, [right, right, right, right, right], ['plan', 'key rank', 'value rank', 'key error', 'value error']),
+    ...(quality.length === 0
+      ? ['', '  quality: not measured']
+      : [
+          '',
+          table(
+            quality,
+            [right, right, right, right, right, right, 'left', 'left'],
+            ['plan', 'paper', 'effective', 'KL nats', 'copy KL', 'top-1', 'weights', 'text'],
+          ),
+        ]),
+  ];
+}

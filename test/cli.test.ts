@@ -1,0 +1,214 @@
+// The command line as a process: help, exit codes, --json, where output goes. Runs the real program.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { copyFile, mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, it } from 'node:test';
+import { fileURLToPath } from 'node:url';
+
+const root = fileURLToPath(new URL('../', import.meta.url));
+const golden = join(root, 'test', 'golden', 'v1');
+const VERBS = ['demo', 'pull', 'calibrate', 'compress', 'restore', 'resume', 'inspect', 'verify', 'evaluate', 'bench'];
+
+interface Ended {
+  readonly code: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+describe('the command line', () => {
+  let scratch: string;
+  before(async () => {
+    scratch = await mkdtemp(join(tmpdir(), 'kvtc-cli-'));
+  });
+  after(() => rm(scratch, { recursive: true, force: true }));
+
+  /** Sends SIGINT once `interrupt` resolves. */
+  function kvtc(
+    words: readonly string[],
+    extra: { env?: NodeJS.ProcessEnv; interrupt?: Promise<void> } = {},
+  ): Promise<Ended> {
+    return new Promise((resolve, reject) => {
+      const child = spawn(process.execPath, [join(root, 'bin', 'kvtc.js'), ...words], {
+        cwd: scratch,
+        env: { ...process.env, KVTC_CACHE: join(scratch, 'cache'), ...extra.env },
+        stdio: ['ignore', 'pipe', 'pipe'],
+      });
+      let stdout = '';
+      let stderr = '';
+      child.stdout.on('data', (piece) => (stdout += String(piece)));
+      child.stderr.on('data', (piece) => (stderr += String(piece)));
+      child.on('error', reject);
+      child.on('close', (code) => resolve({ code, stdout, stderr }));
+      void extra.interrupt?.then(() => child.kill('SIGINT'));
+    });
+  }
+
+  async function errorOf(words: readonly string[]): Promise<{ exit: number | null; code: string; details: unknown }> {
+    const ended = await kvtc([...words, '--json']);
+    const printed = JSON.parse(ended.stdout) as { error: { code: string; message: string; details: unknown } };
+    assert.ok(printed.error.message.length > 10);
+    assert.match(ended.stderr, new RegExp(printed.error.code));
+    return { exit: ended.code, code: printed.error.code, details: printed.error.details };
+  }
+
+  it('shows all verbs, with and without --help', async () => {
+    for (const words of [[], ['--help'], ['-h'], ['help']]) {
+      const ended = await kvtc(words);
+      assert.equal(ended.code, 0);
+      assert.equal(ended.stderr, '');
+      for (const verb of VERBS) assert.match(ended.stdout, new RegExp(`^  ${verb} +[A-Z]`, 'm'));
+    }
+  });
+
+  it('explains every verb', async () => {
+    for (const verb of VERBS) {
+      const ended = await kvtc([verb, '--help']);
+      assert.equal(ended.code, 0, verb);
+      assert.match(ended.stdout, new RegExp(`^usage: kvtc ${verb}`, 'm'));
+      assert.match(ended.stdout, /^ {2}--json /m);
+      for (const line of ended.stdout.split('\n')) assert.ok(line.length <= 120, `${verb}: ${line}`);
+    }
+  });
+
+  it('leaves with 2 on usage errors', async () => {
+    const wrong: readonly (readonly string[])[] = [
+      ['shrink'],
+      ['--verbose', 'inspect'],
+      ['inspect'],
+      ['inspect', 'a', 'b'],
+      ['inspect', 'a', '--colour'],
+      ['calibrate', 'm.gguf', '--text', 'a.txt'],
+      ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '--tokens', 'many'],
+      ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '--ratios', '8,,16'],
+      ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '-o', 'q'],
+      ['compress', 'm.gguf', '--profile', 'p', '-o', 'x.kvtc'],
+      ['compress', 'm.gguf', '--profile', 'p', '--prompt', 'a', '--state', 'b', '-o', 'x.kvtc'],
+      ['compress', 'm.gguf', '--profile', 'p', '--prompt', 'a', '-o', 'x.kvtc', '--ratio', '-3'],
+      ['evaluate', 'm.gguf', '--profile', 'p', '--text', 'a', '--weights', 'float'],
+    ];
+    for (const words of wrong) {
+      assert.deepEqual(pick(await errorOf(words)), { exit: 2, code: 'KVTC_OPTION_INVALID' }, words.join(' '));
+    }
+    assert.deepEqual(pick(await errorOf(['pull', 'gpt-5'])), { exit: 2, code: 'KVTC_MODEL_UNKNOWN' });
+  });
+
+  it('leaves with 2 on files that are not there', async () => {
+    const text = join(root, 'LICENSE');
+    for (const words of [
+      ['inspect', 'none.kvtc'],
+      ['verify', 'none.kvtc'],
+      ['calibrate', 'none.gguf', '--text', text, '-o', 'p'],
+      ['compress', 'none.gguf', '--profile', 'p', '--prompt', text, '-o', 'x.kvtc'],
+      ['restore', 'none.kvtc', '--profile', 'p', '-o', 'state'],
+      ['resume', 'none.gguf', 'none.kvtc', '--profile', 'p', '--prompt', 'Hello'],
+      ['evaluate', 'smollm2-135m', '--profile', 'p', '--text', text],
+    ]) {
+      assert.deepEqual(pick(await errorOf(words)), { exit: 2, code: 'KVTC_FILE_NOT_FOUND' }, words.join(' '));
+    }
+    assert.deepEqual(await readdir(scratch), []);
+  });
+
+  it('leaves with 3 on damaged containers, truncated ones and other files', async () => {
+    const [name] = (await readdir(golden)).filter((file) => file.endsWith('.kvtc'));
+    const bytes = await readFile(join(golden, name ?? ''));
+    const file = join(scratch, 'broken.kvtc');
+    const verify = async (content: Uint8Array): Promise<{ exit: number | null; code: string }> => {
+      await writeFile(file, content);
+      return pick(await errorOf(['verify', file]));
+    };
+    assert.deepEqual(await verify(bytes.subarray(0, bytes.length - 1)), { exit: 3, code: 'KVTC_CONTAINER_TRUNCATED' });
+    const flipped = Buffer.from(bytes);
+    flipped[flipped.length - 1] = (flipped.at(-1) ?? 0) ^ 1;
+    assert.deepEqual(await verify(flipped), { exit: 3, code: 'KVTC_CONTAINER_CHECKSUM' });
+    assert.deepEqual(await verify(Buffer.from('just some text')), { exit: 3, code: 'KVTC_CONTAINER_MAGIC' });
+    assert.deepEqual(await verify(Buffer.alloc(0)), { exit: 3, code: 'KVTC_CONTAINER_MAGIC' });
+    assert.equal((await verify(Buffer.from('GGUF\x03\0\0\0 and no more'))).exit, 3);
+    assert.equal((await verify(Buffer.from('\x20\0\0\0\0\0\0\0{"no": "profile"}'))).exit, 3);
+    await rm(file);
+  });
+
+  it('accounts for every byte of containers and profiles', async () => {
+    const files = (await readdir(golden)).filter((file) => /\.(kvtc|safetensors)$/.test(file));
+    assert.ok(files.length >= 2);
+    for (const name of files) {
+      const file = join(golden, name);
+      const found = JSON.parse((await kvtc(['inspect', file, '--json'])).stdout) as {
+        kind: string;
+        byteLength: number;
+        parts: { name: string; byteLength: number }[];
+        paperRatio?: number;
+      };
+      assert.equal(found.kind, name.endsWith('.kvtc') ? 'container' : 'profile');
+      assert.equal(found.byteLength, (await readFile(file)).length);
+      assert.equal(
+        found.parts.reduce((sum, part) => sum + part.byteLength, 0),
+        found.byteLength,
+      );
+      assert.equal(new Set(found.parts.map((part) => part.name)).size, found.parts.length);
+      const shown = await kvtc(['inspect', file]);
+      assert.equal(shown.code, 0);
+      for (const part of found.parts) assert.ok(shown.stdout.includes(part.name), `${name}: ${part.name}`);
+      if (found.kind === 'container') assert.match(shown.stdout, /by the paper's count, [\d.]+x with every byte/);
+    }
+  });
+
+  it('verifies sound files, prints plain text without colours, and keeps stderr empty', async () => {
+    const [name] = (await readdir(golden)).filter((file) => file.endsWith('.kvtc'));
+    const file = join(scratch, 'copy.kvtc');
+    await copyFile(join(golden, name ?? ''), file);
+    const ended = await kvtc(['verify', file]);
+    assert.deepEqual(ended, { code: 0, stdout: `${file}: sound container\n`, stderr: '' });
+    assert.deepEqual(JSON.parse((await kvtc(['verify', file, '--json'])).stdout), {
+      path: file,
+      kind: 'container',
+      ok: true,
+    });
+    await rm(file);
+  });
+
+  it('stops on an interrupt with KVTC_ABORTED, 1, and no half file', async () => {
+    let asked = (): void => undefined;
+    const wasAsked = new Promise<void>((resolve) => (asked = resolve));
+    const server = createServer((_request, response) => {
+      response.writeHead(200, { 'content-length': 1_000_000 });
+      response.write('GGUF');
+      asked();
+    });
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    try {
+      const endpoint = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+      const words = ['pull', 'hf:a/b/c.gguf', '--json'];
+      const ended = await kvtc(words, { env: { HF_ENDPOINT: endpoint }, interrupt: wasAsked });
+      assert.equal(ended.code, 1);
+      assert.equal((JSON.parse(ended.stdout) as { error: { code: string } }).error.code, 'KVTC_ABORTED');
+      const left = await readdir(join(scratch, 'cache', 'models'));
+      assert.deepEqual(
+        left.filter((name) => !name.includes('.part')),
+        [],
+      );
+    } finally {
+      server.closeAllConnections();
+      server.close();
+    }
+  });
+
+  it('ends quietly when its reader has seen enough', async () => {
+    const child = spawn(process.execPath, [join(root, 'bin', 'kvtc.js'), '--help'], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    child.stdout.destroy();
+    let stderr = '';
+    child.stderr.on('data', (piece) => (stderr += String(piece)));
+    const code = await new Promise((resolve) => child.on('close', resolve));
+    assert.deepEqual({ code, stderr }, { code: 0, stderr: '' });
+  });
+});
+
+function pick({ exit, code }: { exit: number | null; code: string }): { exit: number | null; code: string } {
+  return { exit, code };
+}
