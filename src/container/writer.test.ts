@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdir, mkdtemp, open, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -193,4 +195,25 @@ test('calls need not be awaited one by one', async () => {
   await Promise.all(calls);
   await writer.finish();
   assert.deepEqual(target.bytes(), await tinyBytes(content));
+});
+
+test('a process killed while writing leaves only a partial file, which the next run overwrites', async () => {
+  await withFolder(async (folder) => {
+    const path = join(folder, 'a.kvtc');
+    const script = `
+      import { createContainerWriter } from ${JSON.stringify(new URL('writer.ts', import.meta.url).href)};
+      const [header, rows] = JSON.parse(process.argv[1]);
+      const writer = createContainerWriter(process.argv[2], header);
+      await writer.writeExactRows('key', 0, Uint8Array.from(rows));
+      process.kill(process.pid, 'SIGKILL');
+      await new Promise(() => setInterval(() => {}, 1000));`;
+    const input = JSON.stringify([content.header, [...(content.exact[0]?.rows ?? [])]]);
+    const child = spawn(process.execPath, ['--input-type=module', '-e', script, input, path], { stdio: 'inherit' });
+    const [code] = (await once(child, 'exit')) as [number | null];
+    assert.notEqual(code, 0);
+    assert.deepEqual(await readdir(folder), ['a.kvtc.part']);
+    await writeTiny(path, content);
+    assert.deepEqual(await readdir(folder), ['a.kvtc']);
+    await verifyContainer(path);
+  });
 });
