@@ -1,0 +1,242 @@
+// Engine state bytes → .kvtc container with the published codec: lay out tokens, project and quantise chunk by chunk,
+// keep exact tokens as found. Does not know: how a state was made, how bytes lie in a state or a container.
+
+import { KvtcError } from '../base/errors.ts';
+import type { RunOptions } from '../base/events.ts';
+import { throwIfAborted } from '../base/events.ts';
+import type { StreamKind, TokenRange } from '../base/geometry.ts';
+import { STREAMS, elementBytes, layerWidth, streamWidth } from '../base/geometry.ts';
+import type { Ratios } from '../codec/accounting.ts';
+import { containerRatios } from '../codec/accounting.ts';
+import type { EntropyMethod } from '../codec/entropy/blocks.ts';
+import { compressBlocks } from '../codec/entropy/blocks.ts';
+import { paperCodec } from '../codec/paper/paper-codec.ts';
+import { filePaperParameters } from '../codec/paper/parameters.ts';
+import type { PaperPlan } from '../codec/paper/plan.ts';
+import type { ContainerPart, ContainerTarget } from '../container/types.ts';
+import { createContainerWriter } from '../container/writer.ts';
+import type { StateView } from '../engines/llama/state.ts';
+import { gatherRows, parseState } from '../engines/llama/state.ts';
+import type { Profile } from '../profile/profile.ts';
+import { layOutTokens } from './layout.ts';
+import { mapInOrder } from './pipeline.ts';
+import type { Transforms } from './transforms.ts';
+
+/** Chunks in flight at once: one in products, one being quantised, one in DEFLATE. */
+export const PIPELINE_CHUNKS = 3;
+
+/** Defaults of the paper (§2: sinks and window; §4: ratio 16) and ours (chunk length R6; DEFLATE level by measurement). */
+export const COMPRESS_DEFAULTS = {
+  ratio: 16,
+  sinks: 4,
+  window: 128,
+  exactRanges: [],
+  chunkTokens: 256,
+  entropy: 'deflate',
+  entropyLevel: 1,
+} as const;
+
+export interface CompressOptions extends RunOptions {
+  /** Target ratio given to the bit allocator, one of the profile's plans; keys and values may differ. */
+  readonly ratio?: number | undefined;
+  readonly keyRatio?: number | undefined;
+  readonly valueRatio?: number | undefined;
+  readonly sinks?: number | undefined;
+  readonly window?: number | undefined;
+  readonly exactRanges?: readonly TokenRange[] | undefined;
+  readonly chunkTokens?: number | undefined;
+  readonly entropy?: EntropyMethod | undefined;
+  readonly entropyLevel?: number | undefined;
+  /** Token ids, where the state itself does not carry them (blobs do not). */
+  readonly tokens?: Int32Array | undefined;
+  /** Free note on the engine, stored in the header. */
+  readonly engine?: string | undefined;
+}
+
+export interface CompressResult extends Ratios {
+  readonly tokenCount: number;
+  /** Bytes of the cache's rows as the engine holds them. */
+  readonly rawBytes: number;
+  /** Bytes of the whole container. */
+  readonly storedBytes: number;
+  readonly parts: readonly ContainerPart[];
+  readonly elapsedMs: number;
+}
+
+/**
+ * Compresses the state of one sequence (blob or file bytes; never changed) into a container.
+ * `target`: a path (written as a partial file, renamed when whole) or a ContainerTarget. Memory beyond the state:
+ * the prepared bases and about three chunks.
+ * Throws KVTC_STATE_* for bytes that are no state of this model, KVTC_PLAN_MISSING for a ratio without plan,
+ * KVTC_ROWS_NOT_FINITE for NaN or ±Inf in coded rows, KVTC_OPTION_INVALID, KVTC_WRITE_FAILED, KVTC_ABORTED.
+ * Source: paper §2-3; docs/format/container.md, docs/format/paper-codec.md.
+ */
+export async function compressState(
+  state: Uint8Array,
+  transforms: Transforms,
+  target: string | ContainerTarget,
+  options: CompressOptions = {},
+): Promise<CompressResult> {
+  const startedMs = performance.now();
+  const { profile } = transforms;
+  const { signal, onEvent } = options;
+  throwIfAborted(signal);
+  const setting = settingOf(options);
+  const view = parseState(state);
+  checkState(view, profile);
+  const tokens = options.tokens ?? view.tokens;
+  if (tokens !== null && tokens.length !== view.tokenCount) {
+    throw new KvtcError('KVTC_STATE_MISMATCH', `${tokens.length} token ids for a state of ${view.tokenCount} tokens`, {
+      gotTokens: tokens.length,
+      expectedTokens: view.tokenCount,
+    });
+  }
+  const { keyRatio, valueRatio } = setting;
+  const plans = { key: planFor(profile, 'key', keyRatio), value: planFor(profile, 'value', valueRatio) };
+  const layout = layOutTokens(view.tokenCount, setting);
+  const elements = { key: view.keyType, value: view.valueType };
+  const { geometry } = profile.model;
+  const writer = createContainerWriter(target, {
+    producer: profile.provenance.producer,
+    codec: paperCodec.id,
+    codecParameters: filePaperParameters({ keyRatio, valueRatio, ...plans }),
+    entropy: setting.entropy,
+    profileId: profile.id,
+    model: profile.model,
+    tokenCount: view.tokenCount,
+    chunkTokens: setting.chunkTokens,
+    elementTypes: elements,
+    exactRanges: layout.exact,
+    engine: options.engine ?? '',
+  });
+  try {
+    writer.writePositions(view.positions);
+    if (tokens !== null) writer.writeTokens(tokens);
+    const allLayers = { startLayer: 0, endLayer: geometry.layers };
+    for (const [index, range] of layout.exact.entries()) {
+      for (const stream of STREAMS) {
+        const rows = new Uint8Array(rowBytes(view, profile, stream, range));
+        gatherRows(view, stream, allLayers, range, rows);
+        await writer.writeExactRows(stream, index, rows);
+      }
+    }
+    const jobs = layout.chunks.flatMap((range) => STREAMS.map((stream) => ({ stream, range })));
+    let done = 0;
+    await mapInOrder(
+      jobs,
+      PIPELINE_CHUNKS,
+      async ({ stream, range }) => {
+        throwIfAborted(signal);
+        const tokenCount = range.endToken - range.startToken;
+        const plan = plans[stream];
+        const rows = new Uint8Array(rowBytes(view, profile, stream, range));
+        gatherRows(view, stream, allLayers, range, rows);
+        const coefficients = new Float32Array(tokenCount * plan.rank); // [tokens, rank]
+        const analysis = await transforms.analysis(stream, plan.rank, elements[stream]);
+        await analysis.project(rows, view.positions.subarray(range.startToken, range.endToken), coefficients);
+        const packed = paperCodec.encodeChunk(coefficients, tokenCount, plan);
+        const stored = await compressBlocks(packed, { method: setting.entropy, level: setting.entropyLevel });
+        return { packedBytes: packed.length, stored };
+      },
+      async ({ packedBytes, stored }, { stream, range }) => {
+        await writer.writeChunk({ stream, ...range, packedBytes }, stored);
+        done += range.endToken - range.startToken;
+        onEvent?.({ type: 'progress', phase: 'compress', done: done / 2, total: view.tokenCount, unit: 'tokens' });
+      },
+    );
+    throwIfAborted(signal);
+    const { byteLength, parts } = await writer.finish();
+    const rawBytes = STREAMS.reduce(
+      (sum, stream) => sum + elementBytes(elements[stream], streamWidth(geometry, stream)) * view.tokenCount,
+      0,
+    );
+    return {
+      tokenCount: view.tokenCount,
+      rawBytes,
+      storedBytes: byteLength,
+      parts,
+      ...containerRatios({
+        valuesPerToken: streamWidth(geometry, 'key') + streamWidth(geometry, 'value'),
+        tokenCount: view.tokenCount,
+        sinks: setting.sinks,
+        exactRanges: layout.exact,
+        parts,
+        rawBytes,
+        byteLength,
+      }),
+      elapsedMs: performance.now() - startedMs,
+    };
+  } catch (error) {
+    await writer.abort();
+    throw error;
+  }
+}
+
+/** Ratios a profile has plans for, ascending. */
+export function plannedRatios(profile: Profile): number[] {
+  return profile.plans.map((plan) => plan.ratio).toSorted((a, b) => a - b);
+}
+
+function planFor(profile: Profile, stream: StreamKind, ratio: number): PaperPlan {
+  const plans = profile.plans.find((plan) => plan.ratio === ratio);
+  if (plans === undefined) {
+    throw new KvtcError(
+      'KVTC_PLAN_MISSING',
+      `the profile has no plan for ratio ${ratio}; it has ${plannedRatios(profile).join(', ')}`,
+      { ratio },
+    );
+  }
+  return plans[stream];
+}
+
+function checkState(view: StateView, profile: Profile): void {
+  const { geometry } = profile.model;
+  for (const [what, got, expected] of [
+    ['layers', view.layers, geometry.layers],
+    ['key row bytes', view.keyRowBytes, elementBytes(view.keyType, layerWidth(geometry, 'key'))],
+    ['value row bytes', view.valueRowBytes, elementBytes(view.valueType, layerWidth(geometry, 'value'))],
+  ] as const) {
+    if (got !== expected) {
+      throw new KvtcError('KVTC_STATE_MISMATCH', `the state has ${got} ${what}, the profile's model has ${expected}`, {
+        what,
+        got,
+        expected,
+      });
+    }
+  }
+  if (view.tokenCount === 0) {
+    throw new KvtcError('KVTC_PROMPT_EMPTY', 'the state holds no tokens; there is nothing to compress');
+  }
+}
+
+function rowBytes(view: StateView, profile: Profile, stream: StreamKind, range: TokenRange): number {
+  const perLayer = stream === 'key' ? view.keyRowBytes : view.valueRowBytes;
+  return (range.endToken - range.startToken) * perLayer * profile.model.geometry.layers;
+}
+
+interface CompressSetting {
+  readonly keyRatio: number;
+  readonly valueRatio: number;
+  readonly sinks: number;
+  readonly window: number;
+  readonly exactRanges: readonly TokenRange[];
+  readonly chunkTokens: number;
+  readonly entropy: EntropyMethod;
+  readonly entropyLevel: number | undefined;
+}
+
+function settingOf(options: CompressOptions): CompressSetting {
+  const defaults = COMPRESS_DEFAULTS;
+  const ratio = options.ratio ?? defaults.ratio;
+  const entropy = options.entropy ?? defaults.entropy;
+  return {
+    keyRatio: options.keyRatio ?? ratio,
+    valueRatio: options.valueRatio ?? ratio,
+    sinks: options.sinks ?? defaults.sinks,
+    window: options.window ?? defaults.window,
+    exactRanges: options.exactRanges ?? defaults.exactRanges,
+    chunkTokens: options.chunkTokens ?? defaults.chunkTokens,
+    entropy,
+    entropyLevel: options.entropyLevel ?? (entropy === defaults.entropy ? defaults.entropyLevel : undefined),
+  };
+}

@@ -1,0 +1,206 @@
+// .kvtc container → engine state bytes: exact rows as they were, coded rows synthesised chunk by chunk into the state.
+// Does not know: how an engine takes a state, how bytes lie in a state or a container.
+
+import { KvtcError } from '../base/errors.ts';
+import type { RunOptions } from '../base/events.ts';
+import { throwIfAborted } from '../base/events.ts';
+import type { LayerRange } from '../base/geometry.ts';
+import { STREAMS, elementBytes, layerWidth } from '../base/geometry.ts';
+import { decompressBlocks, entropyMethod } from '../codec/entropy/blocks.ts';
+import { paperCodec } from '../codec/paper/paper-codec.ts';
+import { parsePaperParameters } from '../codec/paper/parameters.ts';
+import type { Container } from '../container/types.ts';
+import { createState, scatterRows } from '../engines/llama/state.ts';
+import type { Profile } from '../profile/profile.ts';
+import { PIPELINE_CHUNKS } from './compress.ts';
+import { mapInOrder } from './pipeline.ts';
+import type { Transforms } from './transforms.ts';
+
+export interface RestoreOptions extends RunOptions {
+  /** `blob` for llama_state_seq_set_data; `file` is the `ggsq` format of llama_state_seq_load_file and node-llama-cpp. */
+  readonly format?: 'blob' | 'file' | undefined;
+  /** Values channel-major, as contexts without flash attention hold them. */
+  readonly vTransposed?: boolean | undefined;
+}
+
+export interface RestoreResult {
+  readonly state: Uint8Array;
+  readonly tokens: Int32Array | null;
+  readonly tokenCount: number;
+  readonly elapsedMs: number;
+}
+
+/**
+ * Restores a whole container into the bytes of a sequence state, in the element types it was made from.
+ * Memory beyond the state: the prepared bases and about three chunks.
+ * Throws KVTC_PROFILE_MISMATCH or KVTC_MODEL_MISMATCH when the profile is not the container's, KVTC_CODEC_UNKNOWN,
+ * KVTC_CONTAINER_* and KVTC_CHUNK_MALFORMED for damaged bytes, KVTC_ABORTED. Source: paper §3.3, eq. 3.
+ */
+export async function restoreContainer(
+  container: Container,
+  transforms: Transforms,
+  options: RestoreOptions = {},
+): Promise<RestoreResult> {
+  const startedMs = performance.now();
+  const { signal, onEvent } = options;
+  throwIfAborted(signal);
+  checkProfile(container, transforms.profile);
+  const { header, positions, tokens } = container;
+  const { geometry } = transforms.profile.model;
+  if (options.format === 'file' && tokens === null) {
+    throw new KvtcError(
+      'KVTC_STATE_UNSUPPORTED',
+      'the container holds no token ids, which a state file must carry; restore it as a blob',
+    );
+  }
+  const { state, view } = createState({
+    format: options.format ?? 'blob',
+    tokens: options.format === 'file' ? tokens : null,
+    positions,
+    layers: geometry.layers,
+    keyType: header.elementTypes.key,
+    valueType: header.elementTypes.value,
+    keyWidth: layerWidth(geometry, 'key'),
+    valueWidth: layerWidth(geometry, 'value'),
+    vTransposed: options.vTransposed ?? false,
+  });
+  const allLayers = { startLayer: 0, endLayer: geometry.layers };
+  for (const [index, range] of header.exactRanges.entries()) {
+    for (const stream of STREAMS) {
+      scatterRows(view, stream, allLayers, range, await container.readExactRows(stream, index));
+    }
+  }
+  let done = 0;
+  await eachDecodedChunk(container, transforms, allLayers, signal, (chunk, rows) => {
+    scatterRows(view, chunk.stream, allLayers, chunk, rows);
+    done += chunk.endToken - chunk.startToken;
+    onEvent?.({ type: 'progress', phase: 'restore', done: done / 2, total: header.tokenCount, unit: 'tokens' });
+  });
+  throwIfAborted(signal);
+  return { state, tokens, tokenCount: header.tokenCount, elapsedMs: performance.now() - startedMs };
+}
+
+/** Rows of one stream of a layer range, all tokens: [layers][tokens][layerWidth] of the container's element type. */
+export interface LayerRows {
+  readonly key: Uint8Array;
+  readonly value: Uint8Array;
+}
+
+/**
+ * Restores only layers [startLayer, endLayer). Reads every chunk (coefficients are shared by all layers) but multiplies
+ * with the range's rows of the basis alone. Errors as restoreContainer, and KVTC_OPTION_INVALID for an empty or
+ * outlying range. Source: paper §3 (layer-wise decode).
+ */
+export async function restoreLayers(
+  container: Container,
+  transforms: Transforms,
+  layers: LayerRange,
+  options: RunOptions = {},
+): Promise<LayerRows> {
+  checkProfile(container, transforms.profile);
+  const { header } = container;
+  const { geometry } = transforms.profile.model;
+  if (!(layers.startLayer >= 0 && layers.startLayer < layers.endLayer && layers.endLayer <= geometry.layers)) {
+    throw new KvtcError(
+      'KVTC_OPTION_INVALID',
+      `layers [${layers.startLayer}, ${layers.endLayer}) do not lie in the model's ${geometry.layers}`,
+      { startLayer: layers.startLayer, endLayer: layers.endLayer, layers: geometry.layers },
+    );
+  }
+  const count = layers.endLayer - layers.startLayer;
+  const rowBytes = {
+    key: elementBytes(header.elementTypes.key, layerWidth(geometry, 'key')),
+    value: elementBytes(header.elementTypes.value, layerWidth(geometry, 'value')),
+  };
+  const out = {
+    key: new Uint8Array(count * header.tokenCount * rowBytes.key),
+    value: new Uint8Array(count * header.tokenCount * rowBytes.value),
+  };
+  const place = (stream: 'key' | 'value', startToken: number, endToken: number, rows: Uint8Array): void => {
+    const bytes = (endToken - startToken) * rowBytes[stream];
+    for (let layer = 0; layer < count; layer++) {
+      out[stream].set(
+        rows.subarray(layer * bytes, (layer + 1) * bytes),
+        (layer * header.tokenCount + startToken) * rowBytes[stream],
+      );
+    }
+  };
+  for (const [index, range] of header.exactRanges.entries()) {
+    for (const stream of STREAMS) {
+      place(stream, range.startToken, range.endToken, await container.readExactRows(stream, index, layers));
+    }
+  }
+  await eachDecodedChunk(container, transforms, layers, options.signal, (chunk, rows) => {
+    place(chunk.stream, chunk.startToken, chunk.endToken, rows);
+  });
+  return out;
+}
+
+async function eachDecodedChunk(
+  container: Container,
+  transforms: Transforms,
+  layers: LayerRange,
+  signal: AbortSignal | undefined,
+  take: (chunk: Container['chunks'][number], rows: Uint8Array) => void,
+): Promise<void> {
+  const { header, positions } = container;
+  const plans = parsePaperParameters(header.codecParameters);
+  const method = entropyMethod(header.entropy);
+  const { geometry } = transforms.profile.model;
+  await mapInOrder(
+    container.chunks,
+    PIPELINE_CHUNKS,
+    async (chunk) => {
+      throwIfAborted(signal);
+      const plan = plans[chunk.stream];
+      const tokenCount = chunk.endToken - chunk.startToken;
+      const expectedBytes = paperCodec.packedBytes(tokenCount, plan);
+      if (chunk.packedBytes !== expectedBytes) {
+        throw new KvtcError(
+          'KVTC_CHUNK_MALFORMED',
+          `${chunk.stream} chunk at token ${chunk.startToken} says ${chunk.packedBytes} packed bytes, its plan makes ${expectedBytes}`,
+          { stream: chunk.stream, startToken: chunk.startToken, gotBytes: chunk.packedBytes, expectedBytes },
+        );
+      }
+      const packed = await decompressBlocks(await container.readChunk(chunk), expectedBytes, method);
+      const coefficients = new Float32Array(tokenCount * plan.rank); // [tokens, rank]
+      paperCodec.decodeChunk(packed, tokenCount, plan, coefficients);
+      const element = header.elementTypes[chunk.stream];
+      const rows = new Uint8Array(
+        (layers.endLayer - layers.startLayer) * tokenCount * elementBytes(element, layerWidth(geometry, chunk.stream)),
+      );
+      const synthesis = await transforms.synthesis(chunk.stream, plan.rank, element);
+      await synthesis.reconstruct(coefficients, positions.subarray(chunk.startToken, chunk.endToken), layers, rows);
+      return rows;
+    },
+    (rows, chunk) => take(chunk, rows),
+  );
+}
+
+function checkProfile(container: Container, profile: Profile): void {
+  const { header } = container;
+  if (header.codec !== paperCodec.id) {
+    throw new KvtcError(
+      'KVTC_CODEC_UNKNOWN',
+      `the container was written with codec ${header.codec}; this build decodes ${paperCodec.id}`,
+      {
+        got: header.codec,
+        expected: paperCodec.id,
+      },
+    );
+  }
+  if (header.model.fingerprint !== profile.model.fingerprint) {
+    throw new KvtcError(
+      'KVTC_MODEL_MISMATCH',
+      `the container belongs to model ${header.model.name} (${header.model.fingerprint.slice(0, 12)}), the profile to ${profile.model.name} (${profile.model.fingerprint.slice(0, 12)})`,
+      { got: header.model.fingerprint, expected: profile.model.fingerprint },
+    );
+  }
+  if (header.profileId !== profile.id) {
+    throw new KvtcError(
+      'KVTC_PROFILE_MISMATCH',
+      `the container was coded with profile ${header.profileId.slice(0, 12)}, this one is ${profile.id.slice(0, 12)}; decode with the profile it was made with`,
+      { got: header.profileId, expected: profile.id },
+    );
+  }
+}
