@@ -25,9 +25,14 @@ export async function replaceFile(path: string, write: (file: FileHandle) => Pro
   } catch (error) {
     await rm(partial, { force: true }).catch(() => undefined);
     if (isKvtcError(error)) throw error;
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new KvtcError('KVTC_WRITE_FAILED', `cannot write ${path}: ${reason}`, { path }, { cause: error });
+    throw writeFailed(path, error);
   }
+}
+
+/** KVTC_WRITE_FAILED for a path, from whatever the system threw. */
+export function writeFailed(path: string, cause: unknown): KvtcError {
+  const reason = cause instanceof Error ? cause.message : String(cause);
+  return new KvtcError('KVTC_WRITE_FAILED', `cannot write ${path}: ${reason}`, { path }, { cause });
 }
 
 /** Writes all of `bytes` at `offsetBytes`. */

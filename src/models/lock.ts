@@ -3,7 +3,7 @@
 
 import { link, open, readFile, rename, rm } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { KvtcError } from '../base/errors.ts';
+import { writeFailed } from '../base/atomic-file.ts';
 import { throwIfAborted, type RunOptions } from '../base/events.ts';
 
 const POLL_MS = 300;
@@ -42,12 +42,7 @@ async function tryLock(lockPath: string): Promise<boolean> {
     return true;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false;
-    throw new KvtcError(
-      'KVTC_WRITE_FAILED',
-      `cannot create the lock file ${lockPath}`,
-      { path: lockPath },
-      { cause: error },
-    );
+    throw writeFailed(lockPath, error);
   }
 }
 

@@ -3,6 +3,7 @@
 
 import { mkdir, open, rename, rm, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
+import { writeFailed } from '../base/atomic-file.ts';
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { cacheDirectory } from './cache-directory.ts';
@@ -96,7 +97,7 @@ async function withTarget(
   const path = join(modelDirectory(), fileName);
   const partPath = `${path}.part`;
   await mkdir(modelDirectory(), { recursive: true }).catch((error: unknown) => {
-    throw new KvtcError('KVTC_WRITE_FAILED', `cannot make ${modelDirectory()}`, { path }, { cause: error });
+    throw writeFailed(modelDirectory(), error);
   });
   return withFileLock(`${path}.lock`, options, async () => {
     const present = await stat(path).catch(() => null);

@@ -5,6 +5,7 @@ import { createHash, type Hash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { open, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { writeFailed } from '../base/atomic-file.ts';
 import { KvtcError, isKvtcError } from '../base/errors.ts';
 import { throwIfAborted, type RunOptions } from '../base/events.ts';
 
@@ -172,11 +173,6 @@ async function fileBytes(path: string): Promise<number> {
     (found) => found.size,
     () => 0,
   );
-}
-
-function writeFailed(path: string, cause: unknown): KvtcError {
-  const reason = cause instanceof Error ? cause.message : String(cause);
-  return new KvtcError('KVTC_WRITE_FAILED', `cannot write ${path}: ${reason}`, { path }, { cause });
 }
 
 function causeMessage(error: Error): string {

