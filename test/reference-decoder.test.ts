@@ -8,7 +8,9 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { promisify } from 'node:util';
 import { openContainer } from '../src/container/reader.ts';
+import { seededRandom } from '../src/base/random.ts';
 import { contentHashes } from './content-hashes.ts';
+import { tinyContent, TINY_HEADER, writeTiny } from './tiny-container.ts';
 import { writeTinyPaper, writeTinyProfile } from './tiny-paper.ts';
 
 const python = promisify(execFile);
@@ -86,4 +88,25 @@ test('refuses zstd chunks by name', async () => {
     assert.match((error as { stderr: string }).stderr, /^KVTC_CODEC_UNKNOWN: zstd/);
     return true;
   });
+});
+
+test('spells numbers and strings of the header as the product does', async () => {
+  const random = seededRandom(5);
+  const bits = new DataView(new ArrayBuffer(8));
+  const numbers = [0, 1e21, 1e20, 123456789012345680000, 1e-6, 1e-7, 5e-324, Number.MAX_VALUE, -1.5, 2 ** 53, 0.1];
+  while (numbers.length < 3000) {
+    bits.setUint32(0, random.below(2 ** 32));
+    bits.setUint32(4, random.below(2 ** 32));
+    const value = bits.getFloat64(0);
+    if (Number.isFinite(value)) numbers.push(value, Math.round(value % 1e9) / 2 ** random.below(30));
+  }
+  const strings = Array.from({ length: 300 }, () =>
+    String.fromCharCode(...Array.from({ length: 6 }, () => random.below(random.below(2) === 0 ? 256 : 65536))),
+  );
+  strings.push('\u2028\u{1f600}\ud83d', '"\\/\b\f\n\r\t\u007f', '\ufeff');
+  const members = Object.fromEntries(strings.map((text, index) => [text, index]));
+  const numbersToKeep = numbers.map((value) => value + 0); // -0 has no canonical form of its own
+  const path = join(folder, 'spelling.kvtc');
+  await writeTiny(path, tinyContent({ ...TINY_HEADER, codecParameters: { numbers: numbersToKeep, strings, members } }));
+  assert.deepEqual(await check([path]), [{ file: path, ok: true, decoded: false }]);
 });

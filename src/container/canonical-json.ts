@@ -5,7 +5,7 @@ import { KvtcError } from '../base/errors.ts';
 import type { JsonValue } from './types.ts';
 
 /** Deeper values are refused: the writers below and schema validators recurse. */
-export const MAX_JSON_DEPTH = 32;
+const MAX_JSON_DEPTH = 32;
 
 /**
  * The canonical text of a value. Members with value undefined are left out.

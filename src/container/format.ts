@@ -16,7 +16,7 @@ export const SECTION_ENTRY_BYTES = 24;
 export const CHUNK_ENTRY_BYTES = 24;
 export const POSITION_RUN_BYTES = 8;
 /** A cache line, and enough for any mapped typed array. */
-export const ALIGNMENT_BYTES = 64;
+const ALIGNMENT_BYTES = 64;
 
 /** Section kinds; they stand in the file in this order. */
 export const SectionKind = {

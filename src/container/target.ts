@@ -7,7 +7,7 @@ import { syncDirectory, writeFully } from '../base/atomic-file.ts';
 import type { ContainerTarget } from './types.ts';
 
 /** What a file is called until it is complete. A leftover of an interrupted run is overwritten by the next. */
-export const PARTIAL_SUFFIX = '.part';
+const PARTIAL_SUFFIX = '.part';
 
 /**
  * Writes `path + '.part'`, which the first write creates, and renames it on commit after the bytes are on the disk.
