@@ -1,11 +1,10 @@
 // Shape checks every backend makes before it touches memory: native code would abort the process on a wrong length.
 // Does not know any backend.
 
-import { invariant } from '../base/errors.ts';
+import { KvtcError, invariant } from '../base/errors.ts';
 import type { LayerRange } from '../base/geometry.ts';
-import { KvtcError } from '../base/errors.ts';
 import type { RopeDescription } from '../rope/description.ts';
-import type { RowLayout } from './backend.ts';
+import type { RowLayout, TransformSpec } from './backend.ts';
 
 /** Values per token and layer. */
 export function rowWidth(layout: RowLayout): number {
@@ -57,4 +56,21 @@ export function checkLayers(layout: RowLayout, range: LayerRange): void {
     fits && startLayer >= 0 && startLayer < endLayer && endLayer <= layout.layers,
     `layers ${startLayer} to ${endLayer} of ${layout.layers}`,
   );
+}
+
+/** Throws on a transform whose parts do not fit each other. */
+export function checkSpec({ layout, rope, mean, basis }: TransformSpec): void {
+  checkLayout(layout, rope);
+  const width = layoutWidth(layout);
+  invariant(
+    mean.length === width && basis.columns === width && basis.rows > 0,
+    `transform of width ${width} with a mean of ${mean.length} and a basis of ${basis.rows} × ${basis.columns}`,
+  );
+}
+
+/** A range of a matrix's rows. */
+export function checkRange(range: { readonly startRow: number; readonly endRow: number }, rows: number): void {
+  const { startRow, endRow } = range;
+  const fits = Number.isSafeInteger(startRow) && Number.isSafeInteger(endRow);
+  invariant(fits && startRow >= 0 && startRow < endRow && endRow <= rows, `rows ${startRow} to ${endRow} of ${rows}`);
 }

@@ -2,10 +2,9 @@
 // Does not know: files, plans, quantisers, engines' state formats.
 
 import { availableParallelism } from 'node:os';
-import { invariant } from '../../base/errors.ts';
 import type { RopeDescription } from '../../rope/description.ts';
 import type { Backend, MatrixSource, Precision, PreparedMatrix, RowLayout } from '../backend.ts';
-import { checkLayout, checkRows, checkValues, layoutWidth } from '../shapes.ts';
+import { checkLayout, checkRange, checkRows, checkValues, layoutWidth } from '../shapes.ts';
 import { GgmlDevice } from './device.ts';
 import type { ConstantTensor } from './device.ts';
 import { GGML_TYPE } from './library.ts';
@@ -52,7 +51,7 @@ async function prepareMatrix(device: GgmlDevice, source: MatrixSource, precision
     columns,
     async multiply(x, n, out, range = { startRow: 0, endRow: rows }) {
       const count = range.endRow - range.startRow;
-      invariant(range.startRow >= 0 && count > 0 && range.endRow <= rows, 'matrix rows out of range');
+      checkRange(range, rows);
       checkValues('x', x, n, columns);
       checkValues('out', out, n, count);
       if (n === 0) return;

@@ -1,9 +1,8 @@
 // A stream's affine transform on ggml: analysis (rows → coefficients) and synthesis (coefficients → rows), each one
 // graph per slice of tokens. Does not know: plans, quantisers, engines' state formats.
 
-import { invariant } from '../../base/errors.ts';
 import type { Analysis, Synthesis, TransformSpec } from '../backend.ts';
-import { checkLayers, checkLayout, checkRows, checkValues, layoutWidth, rowWidth } from '../shapes.ts';
+import { checkLayers, checkRows, checkSpec, checkValues, layoutWidth, rowWidth } from '../shapes.ts';
 import type { ConstantTensor, GgmlDevice } from './device.ts';
 import { GGML_TYPE } from './library.ts';
 import { loadMatrix, loadTransposed, loadVector, padded } from './matrix.ts';
@@ -141,14 +140,4 @@ async function loadAll(device: GgmlDevice, spec: TransformSpec, matrix: () => Pr
     close();
     throw error;
   }
-}
-
-function checkSpec(spec: TransformSpec): void {
-  checkLayout(spec.layout, spec.rope);
-  const width = layoutWidth(spec.layout);
-  invariant(
-    spec.mean.length === width && spec.basis.columns === width,
-    `transform of width ${width} with a mean of ${spec.mean.length} and a basis of ${spec.basis.columns} columns`,
-  );
-  invariant(spec.basis.rows > 0, 'a transform needs at least one component');
 }
