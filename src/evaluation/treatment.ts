@@ -1,0 +1,182 @@
+// What an evaluation does to a cache before it goes on from it: the seam between protocol and codecs, the cache room's
+// codec as a treatment, and the one that shows the engine's own noise. Does not know: logits, documents, contexts.
+
+import type { RunOptions } from '../base/events.ts';
+import type { CacheGeometry, StreamKind } from '../base/geometry.ts';
+import { STREAMS, elementBytes, headDim } from '../base/geometry.ts';
+import { KvtcError } from '../base/errors.ts';
+import type { CompressOptions } from '../cache/compress.ts';
+import { COMPRESS_DEFAULTS, compressState } from '../cache/compress.ts';
+import { restoreContainer } from '../cache/restore.ts';
+import type { Transforms } from '../cache/transforms.ts';
+import { openContainer } from '../container/reader.ts';
+import { memoryTarget } from '../container/target.ts';
+import type { StateView } from '../engines/llama/state.ts';
+import { gatherRows, parseState, rowBytesOf, scatterRows } from '../engines/llama/state.ts';
+
+/** A cache as a codec would give it back, and what it would store for it. */
+export interface TreatedState {
+  /** Sequence state that the engine takes. */
+  readonly state: Uint8Array;
+  /** Both as docs/accounting.md defines them; null where nothing is stored. */
+  readonly paperRatio: number | null;
+  readonly effectiveRatio: number | null;
+  readonly storedBytes: number | null;
+  readonly compressMs: number;
+  readonly restoreMs: number;
+}
+
+export interface Treatment {
+  /** Short, unique within a run, stable: results are found again by it. */
+  readonly label: string;
+  /** Target ratio, for those that have one. */
+  readonly ratio: number | null;
+  /** Every setting that the outcome depends on, the profile's id among them. */
+  readonly settings: Readonly<Record<string, string | number>>;
+  /** `state`: the exact cache of `tokens`, never changed. */
+  apply(state: Uint8Array, tokens: Int32Array, options: Pick<RunOptions, 'signal'>): Promise<TreatedState>;
+}
+
+/** Settings of `compress` that change what is stored. */
+export type KvtcSettings = {
+  readonly [K in keyof Omit<CompressOptions, keyof RunOptions | 'tokens' | 'engine'>]?: NonNullable<CompressOptions[K]>;
+};
+
+/**
+ * Through a container in memory and back, as `compress` and `restore` do. Options as there; `ratio` must have a plan.
+ * Settings left out are the defaults of COMPRESS_DEFAULTS.
+ */
+export function kvtcTreatment(transforms: Transforms, options: KvtcSettings): Treatment {
+  const setting = { ...COMPRESS_DEFAULTS, ...options };
+  const { ratio, sinks, window, chunkTokens, entropy, entropyLevel } = setting;
+  const keyRatio = options.keyRatio ?? ratio;
+  const valueRatio = options.valueRatio ?? ratio;
+  const exactRanges = setting.exactRanges.map(({ startToken, endToken }) => `${startToken}-${endToken}`).join(' ');
+  const ratioName = keyRatio === valueRatio ? `${keyRatio}x` : `${keyRatio}x/${valueRatio}x`;
+  return {
+    label: `kvtc ${ratioName}`,
+    ratio: keyRatio === valueRatio ? keyRatio : null,
+    settings: {
+      profile: transforms.profile.id,
+      keyRatio,
+      valueRatio,
+      sinks,
+      window,
+      exactRanges,
+      chunkTokens,
+      entropy,
+      entropyLevel,
+      backend: transforms.backend.id,
+    },
+    apply: async (state, tokens, { signal }) => {
+      const target = memoryTarget();
+      const stored = await compressState(state, transforms, target, { ...options, tokens, signal });
+      const container = await openContainer(target.bytes());
+      try {
+        const restored = await restoreContainer(container, transforms, {
+          vTransposed: parseState(state).vTransposed,
+          signal,
+        });
+        return {
+          state: restored.state,
+          paperRatio: stored.paperRatio,
+          effectiveRatio: stored.effectiveRatio,
+          storedBytes: stored.storedBytes,
+          compressMs: stored.elapsedMs,
+          restoreMs: restored.elapsedMs,
+        };
+      } finally {
+        await container.close();
+      }
+    },
+  };
+}
+
+/** Mantissa bits of an f16 value that the floor clears: what evidence.md 2.4 measures an engine's own noise with. */
+const FLOOR_BITS = 3;
+
+/**
+ * The exact cache with the lowest three mantissa bits of every value cleared. What this costs is the engine's own noise:
+ * no codec can be judged below it. Takes f16 caches; throws KVTC_STATE_UNSUPPORTED for others.
+ */
+export const floorTreatment: Treatment = {
+  label: 'floor',
+  ratio: null,
+  settings: { clearedMantissaBits: FLOOR_BITS },
+  apply: async (state) => {
+    const treated = state.slice();
+    const view = parseState(treated);
+    for (const stream of STREAMS) {
+      requireF16(view, stream);
+      eachLayerBytes(view, stream, (bytes) => {
+        const halves = new Uint16Array(bytes.buffer);
+        const kept = 0xffff << FLOOR_BITS;
+        for (let i = 0; i < halves.length; i++) halves[i]! &= kept;
+      });
+    }
+    return {
+      state: treated,
+      paperRatio: null,
+      effectiveRatio: null,
+      storedBytes: null,
+      compressMs: 0,
+      restoreMs: 0,
+    };
+  },
+};
+
+/** The exact cache put back as it was: costs nothing in a sound engine. Useful to test one. */
+export const exactTreatment: Treatment = {
+  label: 'exact',
+  ratio: null,
+  settings: {},
+  apply: async (state) => {
+    const rawBytes = rawStateBytes(parseState(state));
+    return { state, paperRatio: 1, effectiveRatio: 1, storedBytes: rawBytes, compressMs: 0, restoreMs: 0 };
+  },
+};
+
+/** Bytes of a cache's rows as the engine holds them, without the frame of the state. */
+export function rawStateBytes(view: StateView): number {
+  return view.tokenCount * view.layers * (view.keyRowBytes + view.valueRowBytes);
+}
+
+/**
+ * Hands every layer's rows of a stream to `edit` as bytes [tokens][layer width] of the state's element type, in a buffer
+ * of their own, and puts them back.
+ */
+export function eachLayerBytes(view: StateView, stream: StreamKind, edit: (rows: Uint8Array) => void): void {
+  const rows = new Uint8Array(view.tokenCount * rowBytesOf(view, stream));
+  const tokens = { startToken: 0, endToken: view.tokenCount };
+  for (let layer = 0; layer < view.layers; layer++) {
+    const layers = { startLayer: layer, endLayer: layer + 1 };
+    gatherRows(view, stream, layers, tokens, rows);
+    edit(rows);
+    scatterRows(view, stream, layers, tokens, rows);
+  }
+}
+
+/** Throws KVTC_STATE_UNSUPPORTED unless the stream is held in f16. */
+export function requireF16(view: StateView, stream: StreamKind): void {
+  const element = stream === 'key' ? view.keyType : view.valueType;
+  if (element !== 'f16') {
+    const message = `the ${stream} cache is ${element}; this treatment takes f16`;
+    throw new KvtcError('KVTC_STATE_UNSUPPORTED', message, { stream, element });
+  }
+}
+
+/** Throws KVTC_STATE_MISMATCH unless the state's rows have the model's shape. */
+export function requireGeometry(view: StateView, geometry: CacheGeometry): void {
+  for (const stream of STREAMS) {
+    requireF16(view, stream);
+    const expected = elementBytes('f16', geometry.kvHeads * headDim(geometry, stream));
+    const got = rowBytesOf(view, stream);
+    if (got !== expected || view.layers !== geometry.layers) {
+      throw new KvtcError(
+        'KVTC_STATE_MISMATCH',
+        `the state has ${view.layers} layers of ${got} ${stream} bytes, the model ${geometry.layers} of ${expected}`,
+        { stream, got, expected, layers: view.layers },
+      );
+    }
+  }
+}
