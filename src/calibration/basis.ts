@@ -27,8 +27,8 @@ export interface BasisOptions extends RunOptions {
   readonly rank: number;
   readonly seed?: number | undefined;
   /**
-   * Iteration ends when a pass adds at most this share of the energy still outside the basis (default 0.002). One more
-   * pass follows, so the shortfall against the best basis of that rank is about this share of the residual.
+   * Iteration ends when a pass adds at most this share of the energy still outside the basis (default 0.01). One more
+   * pass follows, which leaves a shortfall against the best basis of that rank of about a fifth of this share of the residual.
    */
   readonly tolerance?: number | undefined;
   /** Widths up to this are solved whole (default 1 024). */
@@ -142,7 +142,7 @@ async function iterate(
   totalEnergy: number,
   options: BasisOptions,
 ): Promise<Solved> {
-  const { backend, seed = 0, tolerance = 0.002 } = options;
+  const { backend, seed = 0, tolerance = 0.01 } = options;
   const width = covariance.columns;
   const random = seededRandom(seed);
   let q: Float32Array = Float32Array.from({ length: block * width }, () => random.uniform() - 0.5);
