@@ -147,6 +147,17 @@ async function eachDecodedChunk(
   const plans = parsePaperParameters(header.codecParameters);
   const method = entropyMethod(header.entropy);
   const { geometry } = transforms.profile.model;
+  // Before any chunk: coefficients are allocated by the plan's rank, and a plan without groups needs no bytes to ask.
+  for (const stream of STREAMS) {
+    const { rank } = plans[stream];
+    if (rank > transforms.profile.rank[stream]) {
+      throw new KvtcError(
+        'KVTC_PROFILE_MISMATCH',
+        `the container's ${stream} plan has rank ${rank}, the profile's basis ${transforms.profile.rank[stream]}`,
+        { stream, gotRank: transforms.profile.rank[stream], expectedRank: rank },
+      );
+    }
+  }
   await mapInOrder(
     container.chunks,
     PIPELINE_CHUNKS,
@@ -195,6 +206,16 @@ function checkProfile(container: Container, profile: Profile): void {
       `the container belongs to model ${header.model.name} (${header.model.fingerprint.slice(0, 12)}), the profile to ${profile.model.name} (${profile.model.fingerprint.slice(0, 12)})`,
       { got: header.model.fingerprint, expected: profile.model.fingerprint },
     );
+  }
+  const [got, expected] = [header.model.geometry, profile.model.geometry];
+  for (const dimension of ['layers', 'kvHeads', 'keyHeadDim', 'valueHeadDim'] as const) {
+    if (got[dimension] !== expected[dimension]) {
+      throw new KvtcError(
+        'KVTC_MODEL_MISMATCH',
+        `the container's model has ${dimension} ${got[dimension]}, the profile's ${expected[dimension]}`,
+        { dimension, got: got[dimension], expected: expected[dimension] },
+      );
+    }
   }
   if (header.profileId !== profile.id) {
     throw new KvtcError(
