@@ -2,15 +2,17 @@
 // Reads headers and indexes only; `verify` in the same file reads everything.
 
 import { open } from 'node:fs/promises';
-import { KvtcError, invariant } from '../base/errors.ts';
+import { KvtcError, invariant, isKvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { STREAMS, elementBytes, streamWidth, type TokenRange } from '../base/geometry.ts';
 import { containerRatios, type Ratios } from '../codec/accounting.ts';
 import { openContainer, verifyContainer } from '../container/reader.ts';
 import type { Container, ContainerHeader, ContainerPart } from '../container/types.ts';
 import { MAGIC } from '../container/format.ts';
+import { modelIdentity } from '../engines/llama/architecture.ts';
+import { describeGguf } from '../engines/llama/gguf.ts';
 import { openProfile, verifyProfile } from '../profile/open-profile.ts';
-import type { Profile } from '../profile/profile.ts';
+import type { ModelIdentity, Profile } from '../profile/profile.ts';
 import { readHeader } from '../profile/safetensors.ts';
 
 /** Bytes of a file under one name; `count` pieces of it lie there, not always side by side. */
@@ -49,7 +51,17 @@ export interface InspectedProfile
   }[];
 }
 
-export type Inspection = InspectedContainer | InspectedProfile;
+export interface InspectedGguf extends InspectedFile {
+  readonly kind: 'gguf';
+  readonly version: string;
+  readonly tensorCount: number;
+  readonly metadataCount: number;
+  /** Null for a model whose cache kvtc does not code; `refusal` then says why. */
+  readonly model: ModelIdentity | null;
+  readonly refusal: string | null;
+}
+
+export type Inspection = InspectedContainer | InspectedProfile | InspectedGguf;
 
 export type FileKind = Inspection['kind'];
 
@@ -67,6 +79,7 @@ export async function fileKind(path: string): Promise<FileKind> {
     const start = buffer.subarray(0, bytesRead);
     // A broken container is still taken for one as long as half its magic stands, so that the reader can name the damage.
     if (start.subarray(0, 4).equals(MAGIC.subarray(0, 4))) return 'container';
+    if (start.subarray(0, 4).toString('latin1') === 'GGUF') return 'gguf';
     if (bytesRead === 9 && start[8] === 0x7b && start.readUInt32LE(4) === 0) return 'profile';
   } finally {
     await file.close();
@@ -82,7 +95,7 @@ export async function fileKind(path: string): Promise<FileKind> {
 export async function inspect(path: string): Promise<Inspection> {
   const kind = await fileKind(path);
   if (kind === 'container') return inspectContainer(path);
-  return inspectProfile(path);
+  return kind === 'profile' ? inspectProfile(path) : inspectGguf(path);
 }
 
 /**
@@ -95,7 +108,8 @@ export async function verify(
 ): Promise<{ readonly kind: FileKind }> {
   const kind = await fileKind(path);
   if (kind === 'container') await verifyContainer(path, options.signal === undefined ? {} : { signal: options.signal });
-  else await verifyProfile(path);
+  else if (kind === 'profile') await verifyProfile(path);
+  else await inspectGguf(path);
   return { kind };
 }
 
@@ -195,6 +209,31 @@ async function inspectProfile(path: string): Promise<InspectedProfile> {
     await file.close();
     await profile.close();
   }
+}
+
+async function inspectGguf(path: string): Promise<InspectedGguf> {
+  const gguf = await describeGguf(path);
+  const { model, refusal } = await modelIdentity(gguf).then(
+    (identity) => ({ model: identity, refusal: null }),
+    (error: unknown) => {
+      if (!isKvtcError(error, 'KVTC_MODEL_UNSUPPORTED') && !isKvtcError(error, 'KVTC_ROPE_UNSUPPORTED')) throw error;
+      return { model: null, refusal: error.message };
+    },
+  );
+  return {
+    kind: 'gguf',
+    path,
+    byteLength: gguf.byteLength,
+    version: `${gguf.version}`,
+    tensorCount: gguf.tensors.size,
+    metadataCount: gguf.metadata.size,
+    model,
+    refusal,
+    parts: checked(
+      gguf.parts.filter((part) => part.byteLength > 0),
+      gguf.byteLength,
+    ),
+  };
 }
 
 function checked(parts: readonly InspectedPart[], byteLength: number): readonly InspectedPart[] {

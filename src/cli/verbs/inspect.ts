@@ -1,7 +1,8 @@
 // kvtc inspect: what a file is, what made it, and where every byte goes.
 
-import type { InspectedContainer, InspectedProfile } from '../../cache/inspect.ts';
-import type { CacheGeometry, TokenRange } from '../../base/geometry.ts';
+import type { InspectedContainer, InspectedGguf, InspectedProfile } from '../../cache/inspect.ts';
+import { streamWidth, type CacheGeometry, type TokenRange } from '../../base/geometry.ts';
+import type { RopeDescription } from '../../rope/description.ts';
 import { bytesTable, formatBytes, formatCount, formatPercent, formatRatio, formatSmall, table } from '../format.ts';
 import type { Verb } from '../verb.ts';
 
@@ -14,7 +15,12 @@ export const verb: Verb = {
   async run(args) {
     const { inspect } = await import('../../cache/inspect.ts');
     const found = await inspect(args.positionals[0] ?? '');
-    const lines = found.kind === 'container' ? containerLines(found) : profileLines(found);
+    const lines =
+      found.kind === 'container'
+        ? containerLines(found)
+        : found.kind === 'profile'
+          ? profileLines(found)
+          : ggufLines(found);
     const parts = found.parts.map(({ name, count, byteLength }) => ({
       name: count === 1 ? name : `${name} (${formatCount(count)})`,
       byteLength,
@@ -30,6 +36,43 @@ function facts(rows: readonly (readonly [string, string])[]): string {
 function geometryText({ layers, kvHeads, keyHeadDim, valueHeadDim }: CacheGeometry): string {
   const dims = keyHeadDim === valueHeadDim ? `${keyHeadDim}` : `${keyHeadDim} (keys) and ${valueHeadDim} (values)`;
   return `${layers} layers of ${kvHeads} KV heads of ${dims}`;
+}
+
+function ropeText({
+  pairing,
+  dims,
+  frequencyBase,
+  frequencyScale,
+  extFactor,
+  frequencyFactors,
+}: RopeDescription): string {
+  const scaling = [
+    ...(frequencyScale === 1 ? [] : [`frequencies times ${Number(frequencyScale.toPrecision(4))}`]),
+    ...(extFactor === 0 ? [] : ['YaRN']),
+    ...(frequencyFactors === null ? [] : ['a factor for each pair']),
+  ].join(', ');
+  return `${pairing} pairs in ${dims} dims, base ${formatCount(frequencyBase)}, ${scaling || 'no scaling'}`;
+}
+
+function ggufLines(found: InspectedGguf): string[] {
+  const { model } = found;
+  const rows: [string, string][] =
+    model === null
+      ? [['not handled', found.refusal ?? '']]
+      : [
+          ['model', `${model.name} (${model.architecture}), ${model.fingerprint.slice(0, 12)}`],
+          [
+            'cache',
+            `${geometryText(model.geometry)}, ${formatBytes(cacheTokenBytes(model.geometry))} a token at 16 bit`,
+          ],
+          ['RoPE', ropeText(model.rope)],
+        ];
+  rows.push(['metadata', `${formatCount(found.metadataCount)} keys`], ['tensors', formatCount(found.tensorCount)]);
+  return [`${found.path}: GGUF model, version ${found.version}, ${formatBytes(found.byteLength)}`, '', facts(rows)];
+}
+
+function cacheTokenBytes(geometry: CacheGeometry): number {
+  return 2 * (streamWidth(geometry, 'key') + streamWidth(geometry, 'value'));
 }
 
 function containerLines(found: InspectedContainer): string[] {
