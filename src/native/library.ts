@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url';
 import koffi from 'koffi';
 import type { LibraryHandle } from 'koffi';
 import { KvtcError } from '../base/errors.ts';
+import { captureLog } from './log.ts';
 
 export interface NativeLibraries {
   readonly ggmlBase: LibraryHandle;
@@ -90,6 +91,7 @@ function load(packageName: string): NativeLibraries {
   const ggmlBase = open('ggml-base');
   const ggml = open('ggml');
   const llama = open('llama');
+  captureLog(llama);
   ggml.func('void ggml_backend_load_all_from_path(const char *folder)')(directory);
   return Object.freeze({ ggmlBase, ggml, llama, directory, release });
 }

@@ -20,11 +20,11 @@ export interface ArchitectureFacts {
   readonly readsYarnKeys: boolean;
 }
 
-const INTERLEAVED = ['arcee', 'chatglm', 'command-r', 'ernie4_5', 'internlm2', 'llama', 'mistral3', 'olmo', 'xverse'];
-const HALF_SPLIT = [
-  ...['apertus', 'bitnet', 'codeshell', 'dbrx', 'dots1', 'exaone', 'falcon', 'gemma', 'gptneox', 'nemotron', 'olmoe'],
-  ...['orion', 'phi2', 'phi3', 'qwen', 'qwen2', 'qwen2moe', 'qwen3', 'qwen3moe', 'seed_oss', 'stablelm', 'starcoder2'],
-];
+const INTERLEAVED = 'arcee chatglm command-r ernie4_5 internlm2 llama mistral3 olmo xverse'.split(' ');
+const HALF_SPLIT = (
+  'apertus bitnet codeshell dbrx dots1 exaone falcon gemma gptneox nemotron olmoe orion phi2 phi3 qwen qwen2 ' +
+  'qwen2moe qwen3 qwen3moe seed_oss stablelm starcoder2'
+).split(' ');
 const WITH_FREQUENCY_FACTORS = ['apertus', 'arcee', 'exaone', 'llama', 'mistral3'];
 const WITH_YARN_KEYS = ['mistral3'];
 

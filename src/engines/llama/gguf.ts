@@ -135,7 +135,7 @@ function parse(cursor: GgufCursor, path: string): Gguf {
   const end = cursor.offset;
   const alignment = metadata.get('general.alignment') ?? 32;
   if (typeof alignment !== 'number' || alignment < 1 || alignment > 1 << 20 || (alignment & (alignment - 1)) !== 0) {
-    throw malformed(`has alignment ${String(alignment)}; expected a power of two`, HEADER_BYTES);
+    throw malformed(`has alignment ${JSON.stringify(alignment)}; expected a power of two`, HEADER_BYTES);
   }
   const dataOffsetBytes = Math.ceil(end / alignment) * alignment;
   const tensors = new Map<string, GgufTensor>();
