@@ -59,7 +59,8 @@ export function ropeAngles(rope: RopeDescription): { readonly fill: AngleTable; 
       let angle = f(frequencyScale * extrapolated);
       if (mix !== null) {
         const share = mix[pair]!;
-        angle = f(f(angle * f(1 - share)) + f(extrapolated * share));
+        // One rounding for the first product and the sum: the engine's builds fuse them (FMA).
+        angle = f(angle * f(1 - share) + f(extrapolated * share));
       }
       cosines[pair] = f(Math.cos(angle)) * magnitude;
       sines[pair] = f(Math.sin(angle)) * magnitude;
