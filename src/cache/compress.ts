@@ -3,6 +3,7 @@
 
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
+import { PRODUCER } from '../base/version.ts';
 import { throwIfAborted } from '../base/events.ts';
 import type { StreamKind, TokenRange } from '../base/geometry.ts';
 import { STREAMS, elementBytes, layerWidth, streamWidth } from '../base/geometry.ts';
@@ -97,7 +98,7 @@ export async function compressState(
   const elements = { key: view.keyType, value: view.valueType };
   const { geometry } = profile.model;
   const writer = createContainerWriter(target, {
-    producer: profile.provenance.producer,
+    producer: PRODUCER,
     codec: paperCodec.id,
     codecParameters: filePaperParameters({ keyRatio, valueRatio, ...plans }),
     entropy: setting.entropy,

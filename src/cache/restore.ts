@@ -1,15 +1,16 @@
 // .kvtc container → engine state bytes: exact rows as they were, coded rows synthesised chunk by chunk into the state.
 // Does not know: how an engine takes a state, how bytes lie in a state or a container.
 
+import { totalmem } from 'node:os';
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
-import type { LayerRange } from '../base/geometry.ts';
-import { STREAMS, elementBytes, layerWidth } from '../base/geometry.ts';
+import type { CacheGeometry, LayerRange } from '../base/geometry.ts';
+import { STREAMS, elementBytes, layerWidth, streamWidth } from '../base/geometry.ts';
 import { decompressBlocks, entropyMethod } from '../codec/entropy/blocks.ts';
 import { paperCodec } from '../codec/paper/paper-codec.ts';
 import { parsePaperParameters } from '../codec/paper/parameters.ts';
-import type { Container } from '../container/types.ts';
+import type { Container, ContainerHeader } from '../container/types.ts';
 import { createState, scatterRows } from '../engines/llama/state.ts';
 import type { Profile } from '../profile/profile.ts';
 import { PIPELINE_CHUNKS } from './compress.ts';
@@ -21,6 +22,11 @@ export interface RestoreOptions extends RunOptions {
   readonly format?: 'blob' | 'file' | undefined;
   /** Values channel-major, as contexts without flash attention hold them. */
   readonly vTransposed?: boolean | undefined;
+  /**
+   * Bytes of state that may be allocated; default: the machine's memory. A small file of a plan that codes nothing can
+   * claim any number of tokens.
+   */
+  readonly maxStateBytes?: number | undefined;
 }
 
 export interface RestoreResult {
@@ -34,7 +40,8 @@ export interface RestoreResult {
  * Restores a whole container into the bytes of a sequence state, in the element types it was made from.
  * Memory beyond the state: the prepared bases and about three chunks.
  * Throws KVTC_PROFILE_MISMATCH or KVTC_MODEL_MISMATCH when the profile is not the container's, KVTC_CODEC_UNKNOWN,
- * KVTC_CONTAINER_* and KVTC_CHUNK_MALFORMED for damaged bytes, KVTC_ABORTED. Source: paper §3.3, eq. 3.
+ * KVTC_CONTAINER_* and KVTC_CHUNK_MALFORMED for damaged bytes, KVTC_CONTAINER_LIMIT for a state beyond `maxStateBytes`,
+ * KVTC_ABORTED. Source: paper §3.3, eq. 3.
  */
 export async function restoreContainer(
   container: Container,
@@ -53,6 +60,7 @@ export async function restoreContainer(
       'the container holds no token ids, which a state file must carry; restore it as a blob',
     );
   }
+  checkStateBytes(header, geometry, options.maxStateBytes ?? totalmem());
   const { state, view } = createState({
     format: options.format ?? 'blob',
     tokens: options.format === 'file' ? tokens : null,
@@ -185,6 +193,19 @@ async function eachDecodedChunk(
       return rows;
     },
     (rows, chunk) => take(chunk, rows),
+  );
+}
+
+function checkStateBytes(header: ContainerHeader, geometry: CacheGeometry, maxStateBytes: number): void {
+  const bytes = STREAMS.reduce(
+    (sum, stream) => sum + header.tokenCount * elementBytes(header.elementTypes[stream], streamWidth(geometry, stream)),
+    0,
+  );
+  if (bytes <= maxStateBytes) return;
+  throw new KvtcError(
+    'KVTC_CONTAINER_LIMIT',
+    `the cache of ${header.tokenCount} tokens takes ${bytes} bytes; at most ${maxStateBytes} are allowed`,
+    { tokenCount: header.tokenCount, gotBytes: bytes, limitBytes: maxStateBytes },
   );
 }
 

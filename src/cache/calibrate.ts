@@ -1,0 +1,151 @@
+// Joins the engine and the calibration room: texts → tokens → prefill → rows → profile.
+// Does not know: moments, bases, plans, files' layouts.
+
+import { KvtcError } from '../base/errors.ts';
+import type { RunOptions } from '../base/events.ts';
+import { throwIfAborted } from '../base/events.ts';
+import type { StreamKind } from '../base/geometry.ts';
+import { STREAMS, headDim, streamWidth } from '../base/geometry.ts';
+import { PRODUCER } from '../base/version.ts';
+import type { CalibrationResult } from '../calibration/calibrate.ts';
+import { CALIBRATION_DEFAULTS, calibrateDocuments } from '../calibration/calibrate.ts';
+import type { DocumentRows } from '../calibration/collect.ts';
+import type { TextGroup } from '../calibration/sample.ts';
+import { sampleDocuments } from '../calibration/sample.ts';
+import type { LlamaContext, LlamaModel } from '../engines/llama/session.ts';
+import { openModel } from '../engines/llama/session.ts';
+import { gatherRows, parseState, rowBytesOf } from '../engines/llama/state.ts';
+import type { Backend } from '../linalg/backend.ts';
+import { openGgmlBackend } from '../linalg/ggml/backend.ts';
+
+/** 20 000 tokens fit a first profile in minutes; 100 000 and more lower the KL further (docs/results.md). */
+export const SAMPLE_DEFAULTS = { tokens: 20_000, documentTokens: 2048 } as const;
+
+export interface CalibrateModelOptions extends RunOptions {
+  /** GGUF file. */
+  readonly model: string;
+  /** Groups get equal shares of the tokens. Typical prompts of the user's own make the best profile. */
+  readonly texts: readonly TextGroup[];
+  /** Profile to write. */
+  readonly output: string;
+  readonly tokens?: number | undefined;
+  /** Tokens of one document: the positions the rows come from. */
+  readonly documentTokens?: number | undefined;
+  readonly rank?: number | undefined;
+  readonly ratios?: readonly number[] | undefined;
+  readonly seed?: number | undefined;
+  readonly sinks?: number | undefined;
+  readonly workDirectory?: string | undefined;
+  readonly part?: { readonly index: number; readonly count: number } | undefined;
+  readonly parts?: readonly string[] | undefined;
+  readonly threads?: number | undefined;
+}
+
+export interface ModelCalibration extends CalibrationResult {
+  readonly tokens: number;
+  readonly documents: number;
+  /** The engine's own time within `elapsedMs.collect`. */
+  readonly prefillMs: number;
+}
+
+/**
+ * Learns a profile of a model from texts and writes it (safetensors, docs/format/profile.md). Model weights stay
+ * untouched. Interrupted runs resume when called again with the same texts and settings.
+ * Events: phases `moments`, `held-out`, `basis`, `plan`.
+ * Throws KVTC_CALIBRATION_TEXT_SHORT, KVTC_OPTION_INVALID, KVTC_MODEL_UNSUPPORTED, KVTC_ENGINE_*, KVTC_ROWS_NOT_FINITE,
+ * KVTC_MOMENTS_MISMATCH, KVTC_WRITE_FAILED, KVTC_ABORTED. Source: paper §3.1-3.2, B.1.
+ */
+export async function calibrate(options: CalibrateModelOptions): Promise<ModelCalibration> {
+  const { signal, onEvent } = options;
+  const tokens = options.tokens ?? SAMPLE_DEFAULTS.tokens;
+  const documentTokens = options.documentTokens ?? SAMPLE_DEFAULTS.documentTokens;
+  const seed = options.seed ?? CALIBRATION_DEFAULTS.seed;
+  const sinks = options.sinks ?? CALIBRATION_DEFAULTS.sinks;
+  for (const [name, value, least] of [
+    ['tokens', tokens, 512],
+    ['documentTokens', documentTokens, 128],
+    ['seed', seed, 0],
+  ] as const) {
+    if (!Number.isSafeInteger(value) || value < least) {
+      throw new KvtcError('KVTC_OPTION_INVALID', `${name} is ${value}; expected an integer of at least ${least}`, {
+        option: name,
+        got: value,
+      });
+    }
+  }
+  const model = await openModel(options.model, { threads: options.threads, signal });
+  const backend = openGgmlBackend({ threads: options.threads });
+  try {
+    const documents = sampleDocuments(options.texts, {
+      tokens,
+      documentTokens,
+      seed,
+      tokenize: (text) => model.tokenize(text, { addSpecial: false }),
+    });
+    throwIfAborted(signal);
+    const found = documents.reduce((sum, document) => sum + document.tokens.length, 0);
+    if (found < tokens)
+      onEvent?.({ type: 'warning', message: `the texts give ${found} of the ${tokens} tokens asked for` });
+    const context = await model.createContext({ contextTokens: documentTokens, batchTokens: documentTokens });
+    let prefillMs = 0;
+    try {
+      const result = await calibrateDocuments({
+        model: model.identity,
+        documents,
+        rows: async (document, run) => {
+          const startedMs = performance.now();
+          context.clear();
+          await context.decode(document.tokens, { signal: run.signal });
+          prefillMs += performance.now() - startedMs;
+          return documentRows(model, context, backend, sinks);
+        },
+        backend,
+        output: options.output,
+        producer: PRODUCER,
+        rank: options.rank,
+        ratios: options.ratios,
+        seed,
+        sinks,
+        workDirectory: options.workDirectory,
+        part: options.part,
+        parts: options.parts,
+        signal,
+        onEvent,
+      });
+      return { ...result, tokens: found, documents: documents.length, prefillMs };
+    } finally {
+      context.close();
+    }
+  } finally {
+    backend.close();
+    model.close();
+  }
+}
+
+/** Rows of the context's sequence 0 with RoPE undone, from the first token after the sinks. */
+async function documentRows(
+  model: LlamaModel,
+  context: LlamaContext,
+  backend: Backend,
+  sinks: number,
+): Promise<DocumentRows> {
+  const { geometry, rope } = model.identity;
+  const view = parseState(context.getState());
+  const range = { startToken: Math.min(sinks, view.tokenCount), endToken: view.tokenCount };
+  const rowCount = range.endToken - range.startToken;
+  const positions = view.positions.slice(range.startToken);
+  const values: Partial<Record<StreamKind, Float32Array>> = {};
+  for (const stream of STREAMS) {
+    const element = stream === 'key' ? view.keyType : view.valueType;
+    if (element === 'q8_0')
+      throw new KvtcError('KVTC_STATE_UNSUPPORTED', 'calibration needs an f16, bf16 or f32 cache');
+    const rows = new Uint8Array(rowCount * geometry.layers * rowBytesOf(view, stream));
+    gatherRows(view, stream, { startLayer: 0, endLayer: geometry.layers }, range, rows);
+    const out = new Float32Array(rowCount * streamWidth(geometry, stream)); // [tokens, p]
+    const layout = { layers: geometry.layers, heads: geometry.kvHeads, headDim: headDim(geometry, stream), element };
+    await backend.readRows(layout, stream === 'key' ? rope : null, rows, positions, out);
+    values[stream] = out;
+  }
+  const { key, value } = values as Record<StreamKind, Float32Array>;
+  return { rowCount, key, value };
+}
