@@ -25,6 +25,8 @@ const HALF_SPLIT = (
   'apertus bitnet codeshell dbrx dots1 exaone falcon gemma gptneox nemotron olmoe orion phi2 phi3 qwen qwen2 ' +
   'qwen2moe qwen3 qwen3moe seed_oss stablelm starcoder2'
 ).split(' ');
+/** Graphs that rotate part of a head; the others end the process when the file asks for it. */
+const WITH_PARTIAL_ROTATION = 'bitnet chatglm command-r gemma gptneox phi2 phi3 qwen stablelm'.split(' ');
 const WITH_FREQUENCY_FACTORS = ['apertus', 'arcee', 'exaone', 'llama', 'mistral3'];
 const WITH_YARN_KEYS = ['mistral3'];
 
@@ -72,11 +74,13 @@ export function geometryFromGguf(gguf: Gguf, name: string): CacheGeometry {
     keyHeadDim: numberAt(gguf, `${name}.attention.key_length`, plainDim),
     valueHeadDim: numberAt(gguf, `${name}.attention.value_length`, plainDim),
   };
-  for (const [what, count] of Object.entries(geometry)) {
+  for (const [what, count] of Object.entries({ ...geometry, queriesPerKvHead: heads / kvHeads })) {
     if (!Number.isInteger(count) || count < 1 || count > 65_536) {
       throw new KvtcError('KVTC_GGUF_MALFORMED', `the model file gives ${count} as ${what}`, { what, got: count });
     }
   }
+  // The checked graphs end the process where these differ.
+  if (geometry.keyHeadDim !== geometry.valueHeadDim) throw unsupported(name, 'its key and value heads differ in size');
   return geometry;
 }
 
@@ -97,11 +101,15 @@ function uniform(gguf: Gguf, name: string, what: string): number {
 export async function modelIdentity(gguf: Gguf): Promise<ModelIdentity> {
   const facts = architectureFacts(gguf);
   const geometry = geometryFromGguf(gguf, facts.name);
+  const rope = await ropeFromGguf(gguf, facts, geometry.keyHeadDim);
+  if (rope.dims !== geometry.keyHeadDim && !WITH_PARTIAL_ROTATION.includes(facts.name)) {
+    throw unsupported(facts.name, `it rotates ${rope.dims} of ${geometry.keyHeadDim} dims, which its graph does not`);
+  }
   return {
     architecture: facts.name,
     name: stringAt(gguf, 'general.name', basename(gguf.path, '.gguf')),
     geometry,
-    rope: await ropeFromGguf(gguf, facts, geometry.keyHeadDim),
+    rope,
     fingerprint: gguf.fingerprint,
   };
 }

@@ -104,11 +104,12 @@ function parseTokens(words: StateWords): Int32Array {
     if (field.some((token) => token < 0)) throw malformed('holds a negative token id', 12);
     return field;
   }
+  if (count < 4) throw malformed('has a token record shorter than its head', 12);
   if (field[1] !== 1) {
     throw new KvtcError('KVTC_STATE_UNSUPPORTED', `the server's token record has version ${field[1]}; 1 is read`);
   }
-  const tokenCount = (field[2] ?? -1) >>> 0;
-  if (count < 4 || tokenCount > count - 4) throw malformed('has a token record longer than its field', 12);
+  const tokenCount = (field[2] as number) >>> 0;
+  if (tokenCount > count - 4) throw malformed('has a token record longer than its field', 12);
   const media = field[3 + tokenCount];
   const tokens = field.subarray(3, 3 + tokenCount);
   if (media !== 0 || tokens.some((token) => token < 0)) {

@@ -127,7 +127,7 @@ function copyRows(
   }
 }
 
-/** Channel-major state [width][cells] → rows [tokens][width]. Tokens outermost in tiles, so that both sides stay cached. */
+/** Channel-major state [width][cells] → rows [tokens][width]. A chunk's rows of one layer fit the cache. */
 function readChannels(
   state: Lanes,
   part: Lanes,
