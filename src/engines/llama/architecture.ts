@@ -67,14 +67,14 @@ export function geometryFromGguf(gguf: Gguf, name: string): CacheGeometry {
   const kvHeads = gguf.metadata.has(`${name}.attention.head_count_kv`)
     ? uniform(gguf, name, 'attention.head_count_kv')
     : heads;
-  const plainDim = Math.floor(numberAt(gguf, `${name}.embedding_length`) / heads);
+  const plainDim = Math.floor(numberAt(gguf, `${name}.embedding_length`) / Math.max(1, heads));
   const geometry = {
     layers,
     kvHeads,
     keyHeadDim: numberAt(gguf, `${name}.attention.key_length`, plainDim),
     valueHeadDim: numberAt(gguf, `${name}.attention.value_length`, plainDim),
   };
-  for (const [what, count] of Object.entries({ ...geometry, queriesPerKvHead: heads / kvHeads })) {
+  for (const [what, count] of Object.entries({ heads, ...geometry, queriesPerKvHead: heads / kvHeads })) {
     if (!Number.isInteger(count) || count < 1 || count > 65_536) {
       throw new KvtcError('KVTC_GGUF_MALFORMED', `the model file gives ${count} as ${what}`, { what, got: count });
     }
