@@ -34,6 +34,11 @@ export function formatRatio(ratio: number): string {
   return `${ratio.toFixed(ratio < 10 ? 2 : ratio < 100 ? 1 : 0)}x`;
 }
 
+/** Both ratios, never one alone (docs/accounting.md). */
+export function ratiosText(paperRatio: number, effectiveRatio: number): string {
+  return `${formatRatio(paperRatio)} by the paper's count, ${formatRatio(effectiveRatio)} with every byte`;
+}
+
 /** Share of a whole: `1.25 %`. */
 export function formatPercent(share: number): string {
   return `${(share * 100).toFixed(2)} %`;

@@ -10,9 +10,15 @@ const EXIT_CODES: Readonly<Record<ErrorKind, number>> = { failure: 1, usage: 2, 
 
 /** Loaded when called, so that help and usage errors need neither engine nor codec. */
 const VERBS: Readonly<Record<string, () => Promise<{ readonly verb: Verb }>>> = {
+  demo: () => import('./verbs/demo.ts'),
   pull: () => import('./verbs/pull.ts'),
+  calibrate: () => import('./verbs/calibrate.ts'),
+  compress: () => import('./verbs/compress.ts'),
+  restore: () => import('./verbs/restore.ts'),
+  resume: () => import('./verbs/resume.ts'),
   inspect: () => import('./verbs/inspect.ts'),
   verify: () => import('./verbs/verify.ts'),
+  evaluate: () => import('./verbs/evaluate.ts'),
 };
 
 /** Runs one command line (without `node` and script). Resolves when the work is done; the exit code is set by then. */
@@ -50,7 +56,11 @@ async function runVerb(words: readonly string[], json: boolean): Promise<string>
   process.once('SIGINT', stop).once('SIGTERM', stop);
   const progress = progressView(process.stderr, json);
   try {
-    const outcome = await verb.run(args, { signal: controller.signal, onEvent: progress.onEvent });
+    const print = (text: string): void => {
+      progress.close();
+      if (!json) process.stdout.write(text);
+    };
+    const outcome = await verb.run(args, { signal: controller.signal, onEvent: progress.onEvent, print });
     return json ? JSON.stringify(outcome.json) : outcome.text;
   } finally {
     progress.close();

@@ -45,6 +45,8 @@ export interface Outcome {
 
 export interface VerbContext extends Required<RunOptions> {
   readonly signal: AbortSignal;
+  /** Writes to stdout before the outcome is there, for text that grows; does nothing with `--json`. */
+  readonly print: (text: string) => void;
 }
 
 export interface Verb {

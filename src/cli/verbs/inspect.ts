@@ -2,8 +2,16 @@
 
 import type { InspectedContainer, InspectedGguf, InspectedProfile } from '../../cache/inspect.ts';
 import { streamWidth, type CacheGeometry, type TokenRange } from '../../base/geometry.ts';
-import type { RopeDescription } from '../../rope/description.ts';
-import { bytesTable, formatBytes, formatCount, formatPercent, formatRatio, formatSmall, table } from '../format.ts';
+import {
+  bytesTable,
+  formatBytes,
+  formatCount,
+  formatPercent,
+  formatRatio,
+  formatSmall,
+  ratiosText,
+  table,
+} from '../format.ts';
 import type { Verb } from '../verb.ts';
 
 export const verb: Verb = {
@@ -38,14 +46,9 @@ function geometryText({ layers, kvHeads, keyHeadDim, valueHeadDim }: CacheGeomet
   return `${layers} layers of ${kvHeads} KV heads of ${dims}`;
 }
 
-function ropeText({
-  pairing,
-  dims,
-  frequencyBase,
-  frequencyScale,
-  extFactor,
-  frequencyFactors,
-}: RopeDescription): string {
+type Rope = NonNullable<InspectedGguf['model']>['rope'];
+
+function ropeText({ pairing, dims, frequencyBase, frequencyScale, extFactor, frequencyFactors }: Rope): string {
   const scaling = [
     ...(frequencyScale === 1 ? [] : [`frequencies times ${Number(frequencyScale.toPrecision(4))}`]),
     ...(extFactor === 0 ? [] : ['YaRN']),
@@ -93,10 +96,7 @@ function containerLines(found: InspectedContainer): string[] {
       ['exact tokens', exact],
       ['chunks', `${formatCount(found.chunkCount)} of up to ${header.chunkTokens} tokens`],
       ['raw cache', formatBytes(found.rawBytes)],
-      [
-        'ratio',
-        `${formatRatio(found.paperRatio)} by the paper's count, ${formatRatio(found.effectiveRatio)} with every byte`,
-      ],
+      ['ratio', ratiosText(found.paperRatio, found.effectiveRatio)],
     ]),
   ];
 }

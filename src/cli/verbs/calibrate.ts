@@ -1,0 +1,68 @@
+// kvtc calibrate: texts → a profile of the model.
+
+import type { ModelCalibration } from '../../cache/calibrate.ts';
+import { formatCount, formatDuration, formatPercent, table } from '../format.ts';
+import type { Verb } from '../verb.ts';
+import { MODEL_POSITIONAL, TEXT_OPTION } from './options.ts';
+
+export const verb: Verb = {
+  syntax: {
+    summary: 'Learn the profile that a model needs, from texts',
+    positionals: [MODEL_POSITIONAL],
+    options: {
+      text: TEXT_OPTION,
+      output: { value: 'PROFILE', short: 'o', required: true, help: 'the profile to write' },
+      tokens: { value: 'N', fallback: '20000', help: 'tokens to calibrate on' },
+      rank: { value: 'R', fallback: '2048', help: 'components kept at most' },
+      seed: { value: 'S', fallback: '7', help: 'chooses texts and rows; the same seed gives the same profile' },
+      ratios: { value: 'LIST', fallback: '8,16,32,64', help: 'ratios to plan for' },
+    },
+    details: [
+      'More tokens make a better profile. Rank 2048 serves ratios of 16 and more; 8 wants about half the width of a row.',
+      'An interrupted calibration goes on where it was when it is started again with the same arguments.',
+    ].join('\n'),
+  },
+  async run(args, context) {
+    const { calibrate } = await import('../../cache/calibrate.ts');
+    const { resolveModel } = await import('../../models/pull.ts');
+    const { readTextFiles } = await import('../../models/text-files.ts');
+    const options = {
+      output: args.text('output') ?? '',
+      tokens: args.integer('tokens', 1),
+      rank: args.integer('rank', 1),
+      seed: args.integer('seed', 0),
+      ratios: args.positives('ratios'),
+    };
+    const model = await resolveModel(args.positionals[0] ?? '');
+    const texts = await readTextFiles(args.texts('text'), context);
+    const result = await calibrate({ ...options, ...context, model, texts });
+    const plans = result.plans.map(({ ratio, key, value, keyError, valueError }) => ({
+      ratio,
+      keyRank: key.rank,
+      valueRank: value.rank,
+      keyError,
+      valueError,
+    }));
+    return { json: { ...result, plans }, text: calibrationText(result) };
+  },
+};
+
+function calibrationText(result: ModelCalibration): string {
+  const { elapsedMs, rank, prefillMs } = result;
+  const plans = result.plans.map((plan) => [
+    `${plan.ratio}x`,
+    `${plan.key.rank}`,
+    `${plan.value.rank}`,
+    formatPercent(plan.keyError),
+    formatPercent(plan.valueError),
+  ]);
+  const right = 'right' as const;
+  return [
+    `${result.path}: profile ${result.profileId?.slice(0, 12) ?? ''}, rank ${rank.key} for keys, ${rank.value} for values`,
+    `${formatCount(result.tokens)} tokens of ${formatCount(result.documents)} documents; ` +
+      `prefill ${formatDuration(prefillMs)}, moments ${formatDuration(elapsedMs.collect - prefillMs)}, ` +
+      `bases ${formatDuration(elapsedMs.basis)}, plans ${formatDuration(elapsedMs.plan)}`,
+    '',
+    table(plans, [right, right, right, right, right], ['plan', 'key rank', 'value rank', 'key error', 'value error']),
+  ].join('\n');
+}

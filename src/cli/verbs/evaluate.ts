@@ -1,0 +1,101 @@
+// kvtc evaluate: what each ratio of a profile costs on a model and texts.
+
+import type { Evaluation } from '../../evaluation/evaluate.ts';
+import type { EvaluationRow } from '../../evaluation/summary.ts';
+import { formatDuration, formatPercent, formatRatio, formatSmall, table } from '../format.ts';
+import type { Verb } from '../verb.ts';
+import { MODEL_POSITIONAL, PROFILE_OPTION, TEXT_OPTION } from './options.ts';
+
+export const verb: Verb = {
+  syntax: {
+    summary: 'Measure what each ratio costs on a model and texts',
+    positionals: [MODEL_POSITIONAL],
+    options: {
+      profile: PROFILE_OPTION,
+      text: TEXT_OPTION,
+      ratios: { value: 'LIST', fallback: 'all of the profile', help: 'ratios to measure' },
+      prefix: { value: 'N', fallback: '3072', help: 'tokens whose cache is compressed' },
+      continuation: { value: 'N', fallback: '1024', help: 'tokens predicted after it' },
+      documents: { value: 'N', fallback: '6', help: 'documents cut from the texts' },
+      weights: {
+        value: 'exact|as-is',
+        fallback: 'exact',
+        help: 'run an f32 or f16 copy of the weights, or the file itself',
+      },
+      sinks: { value: 'N', fallback: '4', help: 'oldest tokens kept exact' },
+      window: { value: 'N', fallback: '128', help: 'newest tokens kept exact' },
+      run: { value: 'FILE', help: 'keep finished results there, to go on after an interruption' },
+    },
+    details: [
+      'KL is that of the next-token distributions, exact cache against restored cache, in nats per token.',
+      'Quantised weights hide part of what a codec does, so a copy in f32 or f16 is made once and kept in the cache folder.',
+      'The floor is what the rounding of the engine itself does: differences below it are no differences.',
+    ].join('\n'),
+  },
+  async run(args, context) {
+    const { evaluate } = await import('../../evaluation/evaluate.ts');
+    const { cacheDirectory } = await import('../../models/cache-directory.ts');
+    const { resolveModel } = await import('../../models/pull.ts');
+    const { readTextFiles } = await import('../../models/text-files.ts');
+    const options = {
+      profilePath: args.text('profile') ?? '',
+      ratios: args.positives('ratios'),
+      prefixTokens: args.integer('prefix', 2),
+      continuationTokens: args.integer('continuation', 2),
+      documents: args.integer('documents', 1),
+      weights: args.choice('weights', ['exact', 'as-is']),
+      sinks: args.integer('sinks', 0),
+      window: args.integer('window', 0),
+      runPath: args.text('run'),
+    };
+    const modelPath = await resolveModel(args.positionals[0] ?? '');
+    const groups = await readTextFiles(args.texts('text'), context);
+    const texts = groups.flatMap(({ name, texts: inGroup }) => inGroup.map((text) => ({ kind: name, ...text })));
+    const evaluation = await evaluate({ ...options, ...context, modelPath, texts, cacheDirectory: cacheDirectory() });
+    return { json: { ...evaluation }, text: evaluationText(evaluation) };
+  },
+};
+
+/** The table of an evaluation, with what it was measured on. */
+export function evaluationText({ rows, floor, settings, machine, elapsedMs }: Evaluation): string {
+  const line = (row: EvaluationRow, name: string): string[] => [
+    name,
+    row.paperRatio === null ? '-' : formatRatio(row.paperRatio),
+    row.effectiveRatio === null ? '-' : formatRatio(row.effectiveRatio),
+    formatSmall(row.klNats),
+    formatSmall(row.copyKlNats),
+    formatPercent(row.top1Agreement),
+    row.perplexityExact.toFixed(3),
+    row.perplexityRestored.toFixed(3),
+    row.paperRatio === null ? '-' : formatDuration(row.restoreMs),
+    row.paperRatio === null ? '-' : formatRatio(row.prefillMs / row.restoreMs),
+  ];
+  const heading = [
+    '',
+    'paper',
+    'effective',
+    'KL',
+    'copy KL',
+    'top-1',
+    'ppl exact',
+    'ppl restored',
+    'restore',
+    'prefill/restore',
+  ];
+  const kinds = new Map<string, number>();
+  for (const { kind } of settings.documents) kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
+  const documents = [...kinds].map(([kind, count]) => `${count} of ${kind}`).join(', ');
+  return [
+    `${settings.model}, weights ${settings.weights}, ${settings.prefixTokens} + ${settings.continuationTokens} tokens, ` +
+      `${settings.sinks} sinks and window ${settings.window} exact`,
+    `documents: ${documents}`,
+    '',
+    table(
+      [...rows.map((row) => line(row, row.ratio === null ? row.treatment : `${row.ratio}x`)), line(floor, 'floor')],
+      ['left', ...heading.slice(1).map(() => 'right' as const)],
+      heading,
+    ),
+    '',
+    `${machine.processor}, ${machine.threads} threads, llama.cpp ${machine.engine}, in ${formatDuration(elapsedMs)}`,
+  ].join('\n');
+}
