@@ -34,7 +34,7 @@ export const COMPRESS_DEFAULTS = {
   exactRanges: [],
   chunkTokens: 256,
   entropy: 'deflate',
-  entropyLevel: 1,
+  entropyLevel: 0,
 } as const;
 
 export interface CompressOptions extends RunOptions {

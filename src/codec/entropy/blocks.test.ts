@@ -107,11 +107,27 @@ test('a stored block of the wrong length and an empty compressed block are refus
 });
 
 test('a level the method does not have is refused', async () => {
-  for (const level of [0, 10, 2.5, Number.NaN]) {
-    await assert.rejects(compressBlocks(new Uint8Array(9), { method: 'deflate', level }), (error) =>
+  for (const [method, level] of [
+    ['deflate', -1],
+    ['deflate', 10],
+    ['deflate', 2.5],
+    ['deflate', Number.NaN],
+    ['zstd', 0],
+    ['zstd', 20],
+  ] as const) {
+    await assert.rejects(compressBlocks(new Uint8Array(9), { method, level }), (error) =>
       isKvtcError(error, 'KVTC_OPTION_INVALID'),
     );
   }
+});
+
+test('DEFLATE level 0 codes symbols without looking for repeats, level 1 finds them', async () => {
+  const packed = Buffer.concat(Array.from({ length: 50 }, () => noise(1000, 256)));
+  const huffman = await compressBlocks(packed, { method: 'deflate', level: 0 });
+  const searched = await compressBlocks(packed, { method: 'deflate', level: 1 });
+  assert.ok(huffman.length > 40_000 && searched.length < 5000);
+  const skewed = noise(50_000, 3);
+  assert.ok((await compressBlocks(skewed, { method: 'deflate' })).length < 13_000);
 });
 
 test('random damage is either refused or gives exactly the expected number of bytes', async () => {
