@@ -27,7 +27,7 @@ export interface SafetensorsHeader {
 }
 
 /** Headers beyond this are refused before anything is allocated. */
-export const MAX_HEADER_BYTES = 16 * 1024 * 1024;
+const MAX_HEADER_BYTES = 16 * 1024 * 1024;
 
 const MAX_TENSORS = 1024;
 const LENGTH_BYTES = 8;
@@ -41,7 +41,7 @@ const tensorSchema = z.strictObject({
 const headerSchema = z.looseObject({ __metadata__: z.record(z.string(), z.string()).default({}) });
 
 /** Bytes of a tensor's data. */
-export function tensorBytes({ type, shape }: TensorShape): number {
+function tensorBytes({ type, shape }: TensorShape): number {
   return shape.reduce((product, extent) => product * extent, TYPE_BYTES[type]);
 }
 

@@ -12,7 +12,7 @@ export const PROFILE_FORMAT = 'kvtc-profile';
 export const PROFILE_VERSION = 1;
 
 /** Values one token may have per stream; far above any known model, small enough that no product overflows. */
-export const MAX_STREAM_WIDTH = 1 << 20;
+const MAX_STREAM_WIDTH = 1 << 20;
 
 const count = z.int().positive();
 const finite = z.number();

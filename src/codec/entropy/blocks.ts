@@ -25,7 +25,7 @@ export const BLOCK_BYTES = 65_536;
  * Quantised codes hardly ever repeat: on SmolLM2's rows level 0 writes 0.3 % (16x) to 0.8 % (64x) less than levels 1-9,
  * more than twice as fast. Only text that repeats itself literally gains from a search.
  */
-export const DEFAULT_LEVELS: Readonly<Record<EntropyMethod, number>> = { none: 0, deflate: 0, zstd: 3 };
+const DEFAULT_LEVELS: Readonly<Record<EntropyMethod, number>> = { none: 0, deflate: 0, zstd: 3 };
 
 const MIN_LEVELS: Readonly<Record<EntropyMethod, number>> = { none: 0, deflate: 0, zstd: 1 };
 const MAX_LEVELS: Readonly<Record<EntropyMethod, number>> = { none: 0, deflate: 9, zstd: 19 };

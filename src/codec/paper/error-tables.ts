@@ -8,11 +8,11 @@ import { EXPONENT_LIMIT, RANK_STEP } from './plan.ts';
 import { E4M3_MAX, ROUNDING_SHIFT, SMALLEST_DIVISOR, fp8Exponent, saturatingF16, stepHalf } from './quantise.ts';
 
 /** Groups of one component start only below this; larger groups start at multiples of 16 (R4). */
-export const SINGLE_COMPONENTS = 64;
+const SINGLE_COMPONENTS = 64;
 
 /** The paper's group sizes and types; ablations take subsets, or other multiples of 16. */
-export const GROUP_SIZES: readonly number[] = [1, 16, 64, 256, 1024];
-export const GROUP_TYPES: readonly GroupType[] = ['int2', 'int4', 'fp8'];
+const GROUP_SIZES: readonly number[] = [1, 16, 64, 256, 1024];
+const GROUP_TYPES: readonly GroupType[] = ['int2', 'int4', 'fp8'];
 
 export interface CandidateOptions {
   readonly sizes?: readonly number[] | undefined;

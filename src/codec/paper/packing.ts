@@ -19,7 +19,7 @@ export interface GroupPlace {
 }
 
 /** Bytes of one token's codes of one group, zero-padded to a byte. */
-export function groupTokenBytes(size: number, type: GroupType): number {
+function groupTokenBytes(size: number, type: GroupType): number {
   return Math.ceil((size * CODE_BITS[type]) / 8);
 }
 
