@@ -62,7 +62,7 @@ export interface CompressStateCall extends CompressOptions, ModelAndProfile {
  * Compresses a saved state. States do not name their model, so `model` vouches for it: it must be the profile's
  * (KVTC_MODEL_MISMATCH), and the state must have its layers and widths (KVTC_STATE_MISMATCH). The model is not loaded.
  */
-export async function compressStateOf(options: CompressStateCall): Promise<CompressResult> {
+export async function compressSaved(options: CompressStateCall): Promise<CompressResult> {
   const identity = await modelIdentity(await readGguf(options.model));
   const coder = await openCoder(options.profile, options);
   try {
