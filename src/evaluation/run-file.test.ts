@@ -28,7 +28,6 @@ const RESULT: DocumentResult = {
   copyExact: NO_SCORES,
   paperRatio: 18.25,
   effectiveRatio: null,
-  rawBytes: 1000,
   storedBytes: 50,
   prefillMs: 1,
   compressMs: 2,

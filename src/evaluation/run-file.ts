@@ -3,6 +3,7 @@
 
 import { open, readFile } from 'node:fs/promises';
 import { z } from 'zod';
+import { writeFailed } from '../base/atomic-file.ts';
 import { KvtcError } from '../base/errors.ts';
 
 const scores = z.object({
@@ -39,7 +40,6 @@ const documentResult = z.object({
   copyExact: scores,
   paperRatio: z.number().nullable(),
   effectiveRatio: z.number().nullable(),
-  rawBytes: z.number(),
   storedBytes: z.number().nullable(),
   prefillMs: z.number(),
   compressMs: z.number(),
@@ -126,9 +126,4 @@ function malformed(path: string, lineNumber: number, why: string, cause: unknown
     { path, lineNumber },
     { cause },
   );
-}
-
-function writeFailed(path: string, cause: unknown): KvtcError {
-  const reason = cause instanceof Error ? cause.message : String(cause);
-  return new KvtcError('KVTC_WRITE_FAILED', `cannot keep results in ${path}: ${reason}`, { path }, { cause });
 }

@@ -1,0 +1,231 @@
+// `kvtc evaluate`: a profile judged on a model and texts, a row per ratio, beside the engine's own noise.
+// Joins model, profile, exact weights, documents and treatments; does not know how any of them works.
+
+import { availableParallelism, cpus } from 'node:os';
+import { KvtcError } from '../base/errors.ts';
+import type { RunOptions } from '../base/events.ts';
+import type { CacheGeometry } from '../base/geometry.ts';
+import { COMPRESS_DEFAULTS, plannedRatios } from '../cache/compress.ts';
+import { openTransforms } from '../cache/transforms.ts';
+import type { Transforms } from '../cache/transforms.ts';
+import { modelIdentity } from '../engines/llama/architecture.ts';
+import { readGguf } from '../engines/llama/gguf.ts';
+import { openModel } from '../engines/llama/session.ts';
+import { openGgmlBackend } from '../linalg/ggml/backend.ts';
+import { openProfile } from '../profile/open-profile.ts';
+import type { ModelIdentity, Profile } from '../profile/profile.ts';
+import type { EvaluationText } from './documents.ts';
+import { cutDocuments } from './documents.ts';
+import { exactWeights } from './exact-weights.ts';
+import type { PlannedTreatment } from './measure.ts';
+import { measureTreatments } from './measure.ts';
+import { openRunFile } from './run-file.ts';
+import type { EvaluationRow } from './summary.ts';
+import { summarise } from './summary.ts';
+import type { Treatment } from './treatment.ts';
+import { floorTreatment, kvtcTreatment } from './treatment.ts';
+
+/** The protocol of the evidence this project measures against. */
+export const EVALUATE_DEFAULTS = {
+  prefixTokens: 3072,
+  continuationTokens: 1024,
+  copyTokens: 512,
+  sliceTokens: 256,
+  documents: 6,
+  weights: 'exact',
+  sinks: COMPRESS_DEFAULTS.sinks,
+  window: COMPRESS_DEFAULTS.window,
+} as const;
+
+/** The floor varies little between documents; a few show it. */
+const FLOOR_DOCUMENTS = 3;
+
+/** Tokens computed at once: full speed of prefill, and bounds the engine's buffer of logits. */
+const BATCH_TOKENS = 512;
+
+/** `exact`: an f32 or f16 copy of the weights, which shows the codec; `as-is`: the file as it is, which shows the use. */
+export type WeightsChoice = 'exact' | 'as-is';
+
+export interface EvaluateOptions extends RunOptions {
+  /** GGUF file. */
+  readonly modelPath: string;
+  readonly profilePath: string;
+  readonly texts: readonly EvaluationText[];
+  /** Default: all ratios the profile has plans for. */
+  readonly ratios?: readonly number[] | undefined;
+  readonly prefixTokens?: number | undefined;
+  readonly continuationTokens?: number | undefined;
+  /** Default 512, or two thirds of a shorter prefix. */
+  readonly copyTokens?: number | undefined;
+  /** Documents over all kinds of text; fewer when the texts run out. */
+  readonly documents?: number | undefined;
+  readonly weights?: WeightsChoice | undefined;
+  readonly sinks?: number | undefined;
+  readonly window?: number | undefined;
+  /** Where copies of weights are kept. */
+  readonly cacheDirectory: string;
+  /** File of finished results, to go on after an interruption; none by default. */
+  readonly runPath?: string | null | undefined;
+  readonly threads?: number | undefined;
+  /** Further treatments on the same documents, such as rivals. */
+  readonly treatments?:
+    | ((given: { transforms: Transforms; geometry: CacheGeometry }) => readonly Treatment[])
+    | undefined;
+}
+
+export interface Evaluation {
+  /** A row per ratio, then one per further treatment. */
+  readonly rows: readonly EvaluationRow[];
+  /** What the engine's own rounding costs, on the first documents. */
+  readonly floor: EvaluationRow;
+  readonly settings: {
+    readonly model: string;
+    readonly modelFingerprint: string;
+    readonly profileId: string;
+    readonly weights: 'f32' | 'f16' | 'as-is';
+    readonly prefixTokens: number;
+    readonly continuationTokens: number;
+    readonly copyTokens: number;
+    readonly sinks: number;
+    readonly window: number;
+    readonly documents: readonly { readonly kind: string; readonly source: string; readonly sha256: string }[];
+  };
+  readonly machine: {
+    readonly processor: string;
+    readonly threads: number;
+    readonly platform: string;
+    readonly node: string;
+    readonly engine: string;
+  };
+  readonly elapsedMs: number;
+}
+
+/**
+ * Evaluates a profile's ratios on documents cut from `texts` by the protocol of protocol.ts. Memory: model, context,
+ * two states, 4 · (continuation + copy) · vocabulary bytes. Throws KVTC_FILE_NOT_FOUND, KVTC_MODEL_MISMATCH when the
+ * profile belongs to another model, KVTC_PLAN_MISSING, KVTC_PROMPT_EMPTY when no document can be cut,
+ * KVTC_OPTION_INVALID, KVTC_RUN_MALFORMED, KVTC_ABORTED, and what engine and codec throw.
+ */
+export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
+  const startedMs = performance.now();
+  const { signal, onEvent } = options;
+  const setting = settingsOf(options);
+  const threads = options.threads ?? availableParallelism();
+  const closers: (() => void | Promise<void>)[] = [];
+  try {
+    const identity = await modelIdentity(await readGguf(options.modelPath));
+    const profile = await openProfile(options.profilePath);
+    closers.push(() => profile.close());
+    checkModel(profile, identity);
+    const ratios = options.ratios ?? plannedRatios(profile);
+    for (const ratio of ratios) checkPlanned(profile, ratio);
+    const runFile = await openRunFile(options.runPath ?? null);
+    closers.push(() => runFile.close());
+    const weights =
+      setting.weights === 'as-is'
+        ? { path: options.modelPath, type: 'as-is' as const }
+        : await exactWeights(options.modelPath, options.cacheDirectory, { signal, onEvent });
+    const model = await openModel(weights.path, { threads, signal });
+    closers.push(() => model.close());
+    const { prefixTokens, continuationTokens, copyTokens, sliceTokens } = setting;
+    const documents = await cutDocuments(options.texts, {
+      documentTokens: prefixTokens + continuationTokens,
+      documents: setting.documents,
+      tokenize: (text) => model.tokenize(text, { addSpecial: false }),
+    });
+    if (documents.length < setting.documents) {
+      const message = `the texts give ${documents.length} documents of ${prefixTokens} + ${continuationTokens} tokens, ${setting.documents} were asked for`;
+      onEvent?.({ type: 'warning', message });
+    }
+    const contextTokens = prefixTokens + Math.max(continuationTokens, copyTokens);
+    if (contextTokens > model.trainedContext) {
+      const message = `the documents reach ${contextTokens} tokens, the model was trained for ${model.trainedContext}`;
+      onEvent?.({ type: 'warning', message });
+    }
+    const context = await model.createContext({ contextTokens, batchTokens: BATCH_TOKENS });
+    closers.push(() => context.close());
+    const backend = openGgmlBackend({ threads });
+    closers.push(() => backend.close());
+    const transforms = openTransforms(profile, backend);
+    closers.push(() => transforms.close());
+    const { sinks, window } = setting;
+    const coded = [
+      ...ratios.map((ratio) => kvtcTreatment(transforms, { ratio, sinks, window })),
+      ...(options.treatments?.({ transforms, geometry: identity.geometry }) ?? []),
+    ];
+    const plan: PlannedTreatment[] = [
+      { treatment: floorTreatment, documents: Math.min(FLOOR_DOCUMENTS, documents.length) },
+      ...coded.map((treatment) => ({ treatment, documents: documents.length })),
+    ];
+    const measured = await measureTreatments({
+      context,
+      vocabulary: model.vocabSize,
+      documents,
+      plan,
+      shape: { prefixTokens, continuationTokens, copyTokens, sliceTokens },
+      model: identity.fingerprint,
+      weights: weights.type,
+      runFile,
+      signal,
+      onEvent,
+    });
+    const [floor, ...rows] = measured.map(({ treatment, results }) => summarise(treatment, results));
+    return {
+      rows,
+      floor: floor as EvaluationRow,
+      settings: {
+        model: identity.name,
+        modelFingerprint: identity.fingerprint,
+        profileId: profile.id,
+        weights: weights.type,
+        prefixTokens,
+        continuationTokens,
+        copyTokens,
+        sinks,
+        window,
+        documents: documents.map(({ kind, source, sha256 }) => ({ kind, source, sha256 })),
+      },
+      machine: {
+        processor: cpus()[0]?.model.trim() ?? 'unknown',
+        threads,
+        platform: `${process.platform}-${process.arch}`,
+        node: process.version,
+        engine: model.engine,
+      },
+      elapsedMs: performance.now() - startedMs,
+    };
+  } finally {
+    for (const close of closers.toReversed()) await close();
+  }
+}
+
+function settingsOf(options: EvaluateOptions) {
+  const defaults = EVALUATE_DEFAULTS;
+  const prefixTokens = options.prefixTokens ?? defaults.prefixTokens;
+  return {
+    prefixTokens,
+    continuationTokens: options.continuationTokens ?? defaults.continuationTokens,
+    copyTokens: options.copyTokens ?? Math.min(defaults.copyTokens, prefixTokens - Math.floor(prefixTokens / 3)),
+    sliceTokens: defaults.sliceTokens,
+    documents: options.documents ?? defaults.documents,
+    weights: options.weights ?? defaults.weights,
+    sinks: options.sinks ?? defaults.sinks,
+    window: options.window ?? defaults.window,
+  };
+}
+
+function checkModel(profile: Profile, identity: ModelIdentity): void {
+  if (profile.model.fingerprint === identity.fingerprint) return;
+  throw new KvtcError(
+    'KVTC_MODEL_MISMATCH',
+    `the profile belongs to model ${profile.model.name} (${profile.model.fingerprint.slice(0, 12)}), the file is ${identity.name} (${identity.fingerprint.slice(0, 12)})`,
+    { got: identity.fingerprint, expected: profile.model.fingerprint },
+  );
+}
+
+function checkPlanned(profile: Profile, ratio: number): void {
+  const planned = plannedRatios(profile);
+  if (planned.includes(ratio)) return;
+  const message = `the profile has no plan for ratio ${ratio}; it has ${planned.join(', ')}`;
+  throw new KvtcError('KVTC_PLAN_MISSING', message, { ratio });
+}

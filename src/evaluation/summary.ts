@@ -1,0 +1,88 @@
+// From results per document and treatment to the rows of a table. Does not know: engines, files, how rows are shown.
+
+import type { MeanScores } from './metrics.ts';
+import { meanScores } from './metrics.ts';
+import type { DocumentResult } from './run-file.ts';
+
+/** What a treatment did to the model's output. KL is KL(exact ‖ restored), mean per token. */
+export interface OutputFigures {
+  readonly documents: number;
+  readonly klNats: number;
+  /** Share of positions whose most likely token is the exact run's. */
+  readonly top1Agreement: number;
+  /** Means over documents of e^(mean −log p of the next token). */
+  readonly perplexityExact: number;
+  readonly perplexityRestored: number;
+  /** KL on a passage of the prefix that is repeated after it. */
+  readonly copyKlNats: number;
+  /** Share of copied tokens predicted first, from the exact and from the restored cache. */
+  readonly copyAccuracyExact: number;
+  readonly copyAccuracyRestored: number;
+}
+
+/** One treatment over all documents. */
+export interface EvaluationRow extends OutputFigures {
+  readonly treatment: string;
+  /** Target ratio, where the treatment has one. */
+  readonly ratio: number | null;
+  /** Of the sums over documents; null where nothing is stored. */
+  readonly paperRatio: number | null;
+  readonly effectiveRatio: number | null;
+  /** Means over documents. */
+  readonly storedBytes: number | null;
+  readonly prefillMs: number;
+  readonly compressMs: number;
+  readonly restoreMs: number;
+  readonly byKind: Readonly<Record<string, OutputFigures>>;
+}
+
+/**
+ * Sums a treatment's results up. All documents have prefixes of one length, so a ratio of sums is the harmonic mean of
+ * the documents' ratios. `results` must not be empty.
+ */
+export function summarise(
+  treatment: { readonly label: string; readonly ratio: number | null },
+  results: readonly DocumentResult[],
+): EvaluationRow {
+  const kinds = [...new Set(results.map(({ kind }) => kind))];
+  return {
+    treatment: treatment.label,
+    ratio: treatment.ratio,
+    paperRatio: harmonicMean(results.map((result) => result.paperRatio)),
+    effectiveRatio: harmonicMean(results.map((result) => result.effectiveRatio)),
+    ...outputFigures(results),
+    storedBytes: results.some(({ storedBytes }) => storedBytes === null)
+      ? null
+      : mean(results.map(({ storedBytes }) => storedBytes ?? 0)),
+    prefillMs: mean(results.map(({ prefillMs }) => prefillMs)),
+    compressMs: mean(results.map(({ compressMs }) => compressMs)),
+    restoreMs: mean(results.map(({ restoreMs }) => restoreMs)),
+    byKind: Object.fromEntries(
+      kinds.map((kind) => [kind, outputFigures(results.filter((result) => result.kind === kind))]),
+    ),
+  };
+}
+
+function outputFigures(results: readonly DocumentResult[]): OutputFigures {
+  const average = (part: 'continuation' | 'continuationExact' | 'copy' | 'copyExact', what: keyof MeanScores): number =>
+    mean(results.map((result) => meanScores(result[part])[what]));
+  return {
+    documents: results.length,
+    klNats: average('continuation', 'klNats'),
+    top1Agreement: average('continuation', 'top1Agreement'),
+    perplexityExact: average('continuationExact', 'perplexity'),
+    perplexityRestored: average('continuation', 'perplexity'),
+    copyKlNats: average('copy', 'klNats'),
+    copyAccuracyExact: average('copyExact', 'accuracy'),
+    copyAccuracyRestored: average('copy', 'accuracy'),
+  };
+}
+
+function mean(values: readonly number[]): number {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
+}
+
+function harmonicMean(ratios: readonly (number | null)[]): number | null {
+  const known = ratios.filter((ratio) => ratio !== null);
+  return known.length < ratios.length ? null : 1 / mean(known.map((ratio) => 1 / ratio));
+}
