@@ -78,9 +78,7 @@ function load(packageName: string): NativeLibraries {
   const release = checkEngineRelease(readFileSync(join(directory, '_nlcBuildMetadata.json'), 'utf8'));
   const files = readdirSync(directory);
   const open = (name: string): LibraryHandle => {
-    // Some releases carry their version in the file name.
-    const pattern = new RegExp(`^(lib)?${name}(\\.v[\\d.]+)?\\.(so|dylib|dll)$`);
-    const file = files.find((candidate) => pattern.test(candidate));
+    const file = libraryFile(files, name);
     if (file === undefined) throw missing(packageName, `no ${name} library in ${directory}`);
     try {
       return koffi.load(join(directory, file));
@@ -94,6 +92,12 @@ function load(packageName: string): NativeLibraries {
   captureLog(llama);
   ggml.func('void ggml_backend_load_all_from_path(const char *folder)')(directory);
   return Object.freeze({ ggmlBase, ggml, llama, directory, release });
+}
+
+/** File of a library in a package: `libllama.so`, `libllama.metal.v0.4.0.dylib` and `llama.v0.4.0.dll` are all `llama`. */
+export function libraryFile(files: readonly string[], name: string): string | undefined {
+  const pattern = new RegExp(`^(lib)?${name}(\\.[a-z]+)?(\\.v[\\d.]+)?\\.(so|dylib|dll)$`);
+  return files.find((file) => pattern.test(file));
 }
 
 function libraryFolder(packageName: string): string {

@@ -308,6 +308,7 @@ describe('decoding', () => {
       await rejectsCode(context.decode(someTokens(1)), 'KVTC_PROMPT_TOO_LONG');
     });
     await rejectsCode(model.createContext({ contextTokens: 0 }), 'KVTC_OPTION_INVALID');
+    await rejectsCode(model.createContext({ contextTokens: 256, threads: 0 }), 'KVTC_OPTION_INVALID');
     await rejectsCode(
       model.createContext({ contextTokens: 256, valueType: 'q8_0', flashAttention: false }),
       'KVTC_OPTION_INVALID',

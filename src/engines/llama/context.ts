@@ -46,6 +46,7 @@ export async function createContext(
   const contextTokens = positive('contextTokens', options.contextTokens);
   const sequences = positive('sequences', options.sequences ?? 1, 256);
   const batchTokens = positive('batchTokens', options.batchTokens ?? contextTokens);
+  const threads = positive('threads', options.threads ?? model.threads, 512);
   const microBatchTokens = Math.min(positive('microBatchTokens', options.microBatchTokens ?? 512), batchTokens);
   if (valueType === 'q8_0' && !flashAttention) {
     throw new KvtcError('KVTC_OPTION_INVALID', 'q8_0 values need flash attention');
@@ -59,8 +60,8 @@ export async function createContext(
     n_batch: batchTokens,
     n_ubatch: microBatchTokens,
     n_seq_max: sequences,
-    n_threads: options.threads ?? model.threads,
-    n_threads_batch: options.threads ?? model.threads,
+    n_threads: threads,
+    n_threads_batch: threads,
     flash_attn_type: flashAttention ? 1 : 0,
     type_k: typeCode(keyType),
     type_v: typeCode(valueType),
