@@ -14,6 +14,8 @@ export interface TinyOptions {
   readonly kvHeads?: number;
   readonly headDim?: number;
   readonly trainedContext?: number;
+  /** False leaves the vocabulary out; the model then takes token ids only. */
+  readonly vocabulary?: boolean;
 }
 
 export type MetadataValue =
@@ -58,14 +60,8 @@ export async function writeTinyModel(path: string, kind: TinyKind, options: Tiny
     [key('rope.dimension_count')]: { u32: partial ? headDim / 2 : headDim },
     [key('rope.freq_base')]: { f32: kind === 'qwen2' ? 1e6 : 10_000 },
     ...ropeMetadata(kind, key),
-    'tokenizer.ggml.model': 'gpt2',
-    'tokenizer.ggml.pre': 'gpt-2',
-    'tokenizer.ggml.tokens': { strings: vocabulary },
-    'tokenizer.ggml.token_type': { i32s: vocabulary.map((token) => (token.startsWith('<|') ? 3 : 1)) },
-    'tokenizer.ggml.merges': { strings: MERGES },
-    'tokenizer.ggml.bos_token_id': { u32: vocabulary.length - 1 },
-    'tokenizer.ggml.eos_token_id': { u32: vocabulary.length - 1 },
-    'tokenizer.ggml.add_bos_token': false,
+    [key('vocab_size')]: { u32: vocabulary.length },
+    ...(options.vocabulary === false ? { 'tokenizer.ggml.model': 'none' } : tokenizerMetadata(vocabulary)),
   };
   const tensors: TensorSpec[] = [];
   const add = (name: string, dims: readonly number[], scale: number, mean = 0): void => {
@@ -134,6 +130,19 @@ function ropeMetadata(kind: TinyKind, key: (name: string) => string): Record<str
     };
   }
   return {};
+}
+
+function tokenizerMetadata(vocabulary: readonly string[]): Record<string, MetadataValue> {
+  return {
+    'tokenizer.ggml.model': 'gpt2',
+    'tokenizer.ggml.pre': 'gpt-2',
+    'tokenizer.ggml.tokens': { strings: vocabulary },
+    'tokenizer.ggml.token_type': { i32s: vocabulary.map((token) => (token.startsWith('<|') ? 3 : 1)) },
+    'tokenizer.ggml.merges': { strings: MERGES },
+    'tokenizer.ggml.bos_token_id': { u32: vocabulary.length - 1 },
+    'tokenizer.ggml.eos_token_id': { u32: vocabulary.length - 1 },
+    'tokenizer.ggml.add_bos_token': false,
+  };
 }
 
 /** One token per byte, in GPT-2's printable spelling, then the merges, then one control token. */

@@ -31,7 +31,7 @@ const WITH_FREQUENCY_FACTORS = ['apertus', 'arcee', 'exaone', 'llama', 'mistral3
 const WITH_YARN_KEYS = ['mistral3'];
 
 /** Facts of an architecture on the list, or KVTC_MODEL_UNSUPPORTED saying what the file shows to be different. */
-export function architectureFacts(gguf: Gguf): ArchitectureFacts {
+function architectureFacts(gguf: Gguf): ArchitectureFacts {
   const name = stringAt(gguf, 'general.architecture');
   const reason = differentCache(gguf, name);
   if (reason !== null) throw unsupported(name, reason);
@@ -61,7 +61,7 @@ function differentCache(gguf: Gguf, name: string): string | null {
 }
 
 /** Shape of the model's cache. Throws KVTC_MODEL_UNSUPPORTED where layers differ, KVTC_GGUF_MALFORMED. */
-export function geometryFromGguf(gguf: Gguf, name: string): CacheGeometry {
+function geometryFromGguf(gguf: Gguf, name: string): CacheGeometry {
   const layers = numberAt(gguf, `${name}.block_count`);
   const heads = uniform(gguf, name, 'attention.head_count');
   const kvHeads = gguf.metadata.has(`${name}.attention.head_count_kv`)

@@ -9,7 +9,7 @@ import { KvtcError } from '../../base/errors.ts';
 import { GgufCursor, malformed } from './gguf-cursor.ts';
 import type { GgufValue } from './gguf-cursor.ts';
 
-export type { GgufArray, GgufValue } from './gguf-cursor.ts';
+export type { GgufValue } from './gguf-cursor.ts';
 
 export interface GgufTensor {
   readonly name: string;

@@ -28,7 +28,7 @@ export interface TokenizeOptions {
 }
 
 export type { ContextOptions, DecodeOptions, LlamaContext } from './llama-context.ts';
-export type { TappedTensor, TensorTap } from './tap.ts';
+export type { TappedTensor } from './tap.ts';
 
 /** A loaded model. Contexts still open are closed with it; memory goes once their running calls have ended. */
 export interface LlamaModel {
