@@ -5,7 +5,7 @@
 import { decodeBf16, decodeF16, encodeBf16, encodeF16 } from '../base/half.ts';
 import { invariant } from '../base/errors.ts';
 import type { RopeDescription } from '../rope/description.ts';
-import { rotateHead } from './rotate-draft.ts';
+import { applyRope, undoRope } from '../rope/rotate.ts';
 import type {
   Analysis,
   Backend,
@@ -156,11 +156,10 @@ function readRows(
   const width = rowWidth(layout);
   const tokens = positions.length;
   for (let layer = 0; layer < layout.layers; layer++) {
+    const part = values.subarray(layer * tokens * width, (layer + 1) * tokens * width);
+    if (rope !== null) undoRope(part, positions, rope, layout);
     for (let t = 0; t < tokens; t++) {
-      const from = (layer * tokens + t) * width;
-      const row = values.subarray(from, from + width);
-      if (rope !== null) rotateHead(rope, row, layout.headDim, positions[t]!, true);
-      out.set(row, t * layoutWidth(layout) + layer * width);
+      out.set(part.subarray(t * width, (t + 1) * width), t * layoutWidth(layout) + layer * width);
     }
   }
 }
@@ -178,11 +177,11 @@ function writeRows(
   const tokens = positions.length;
   const rounded = new Float32Array(values.length);
   for (let layer = 0; layer < layers; layer++) {
+    const part = rounded.subarray(layer * tokens * width, (layer + 1) * tokens * width);
     for (let t = 0; t < tokens; t++) {
-      const row = Float32Array.from(values.subarray((t * layers + layer) * width, (t * layers + layer + 1) * width));
-      if (rope !== null) rotateHead(rope, row, layout.headDim, positions[t]!, false);
-      rounded.set(row, (layer * tokens + t) * width);
+      part.set(values.subarray((t * layers + layer) * width, (t * layers + layer + 1) * width), t * width);
     }
+    if (rope !== null) applyRope(part, positions, rope, layout);
   }
   encode(layout.element, rounded, out);
 }

@@ -21,6 +21,9 @@ import {
 import type { PreparedRope } from './stages.ts';
 import { prepareAnalysis, prepareSynthesis } from './transforms.ts';
 
+/** Most rows of one plain product. */
+const SLICE_ROWS = 512;
+
 export interface GgmlBackendOptions {
   /** Threads of the products; default and upper bound: the cores this process may use. */
   readonly threads?: number | undefined;
@@ -54,21 +57,24 @@ async function prepareMatrix(device: GgmlDevice, source: MatrixSource, precision
       checkRange(range, rows);
       checkValues('x', x, n, columns);
       checkValues('out', out, n, count);
-      if (n === 0) return;
-      await device.run((graph) => {
-        const { library, context } = graph;
-        const leaf = graph.tensor('f32', columns, n);
-        const wide = width === columns ? leaf : library.pad(context, leaf, width - columns, 0, 0, 0);
-        const stride = Number(library.rowBytes(GGML_TYPE[precision], width));
-        const part = library.view(context, matrix.tensor, width, count, stride, range.startRow * stride);
-        const product = library.multiply(context, part, wide);
-        return {
-          inputs: [leaf],
-          outputs: [product],
-          upload: () => library.tensorSet(leaf, x, 0, x.byteLength),
-          download: () => library.tensorGet(product, out, 0, out.byteLength),
-        };
-      });
+      for (const { startToken: start, tokens: taken } of slices(n, SLICE_ROWS)) {
+        const rowsIn = x.subarray(start * columns, (start + taken) * columns);
+        const rowsOut = out.subarray(start * count, (start + taken) * count);
+        await device.run((graph) => {
+          const { library, context } = graph;
+          const leaf = graph.tensor('f32', columns, taken);
+          const wide = width === columns ? leaf : library.pad(context, leaf, width - columns, 0, 0, 0);
+          const stride = Number(library.rowBytes(GGML_TYPE[precision], width));
+          const part = library.view(context, matrix.tensor, width, count, stride, range.startRow * stride);
+          const product = library.multiply(context, part, wide);
+          return {
+            inputs: [leaf],
+            outputs: [product],
+            upload: () => library.tensorSet(leaf, rowsIn, 0, rowsIn.byteLength),
+            download: () => library.tensorGet(product, rowsOut, 0, rowsOut.byteLength),
+          };
+        });
+      }
     },
     close: () => matrix.close(),
   };

@@ -161,10 +161,10 @@ export async function prepareRope(
 }
 
 /** Cuts a call's tokens into graphs' worths. */
-export function slices(totalTokens: number): TokenSlice[] {
+export function slices(totalTokens: number, most: number = SLICE_TOKENS): TokenSlice[] {
   const found: TokenSlice[] = [];
-  for (let startToken = 0; startToken < totalTokens; startToken += SLICE_TOKENS) {
-    found.push({ startToken, tokens: Math.min(SLICE_TOKENS, totalTokens - startToken), totalTokens });
+  for (let startToken = 0; startToken < totalTokens; startToken += most) {
+    found.push({ startToken, tokens: Math.min(most, totalTokens - startToken), totalTokens });
   }
   return found;
 }
