@@ -208,30 +208,32 @@ describe('a state', () => {
     deeper.close();
   });
 
-  test('that was damaged never reaches the engine unless it still is a state', async () => {
-    await withContext({ keyType: 'f32', sequences: 2 }, async (context) => {
-      await context.decode(someTokens(6), { logits: 'none' });
-      const state = context.getState();
-      const structure = state.length - 3 * 6 * (parseState(state).keyRowBytes + parseState(state).valueRowBytes);
-      const damage = fc.array(fc.tuple(fc.nat(structure + 200), fc.nat(255)), { minLength: 1, maxLength: 3 });
-      let taken = 0;
-      fc.assert(
-        fc.property(damage, fc.nat(9), (changes, cut) => {
-          const bytes = state.slice(0, state.length - (cut === 0 ? (changes[0]?.[1] ?? 0) : 0));
-          for (const [at, byte] of changes) if (at < bytes.length) bytes[at] = byte;
-          try {
-            context.setState(bytes, 1);
-            taken += 1;
-          } catch (error) {
-            // KVTC_ENGINE_FAILED here would mean that the engine was handed something it refuses.
-            assert.ok(isKvtcError(error) && error.code.startsWith('KVTC_STATE_'), String(error));
-          }
-        }),
-        { numRuns: 3000 },
-      );
-      assert.ok(taken > 100);
+  for (const flashAttention of [true, false]) {
+    test(`that was damaged never reaches the engine unless it still is a state, flash attention ${flashAttention ? 'on' : 'off'}`, async () => {
+      await withContext({ keyType: 'f32', sequences: 2, flashAttention }, async (context) => {
+        await context.decode(someTokens(6), { logits: 'none' });
+        const state = context.getState();
+        const structure = state.length - 3 * 6 * (parseState(state).keyRowBytes + parseState(state).valueRowBytes);
+        const damage = fc.array(fc.tuple(fc.nat(structure + 200), fc.nat(255)), { minLength: 1, maxLength: 3 });
+        let taken = 0;
+        fc.assert(
+          fc.property(damage, fc.nat(9), (changes, cut) => {
+            const bytes = state.slice(0, state.length - (cut === 0 ? (changes[0]?.[1] ?? 0) : 0));
+            for (const [at, byte] of changes) if (at < bytes.length) bytes[at] = byte;
+            try {
+              context.setState(bytes, 1);
+              taken += 1;
+            } catch (error) {
+              // KVTC_ENGINE_FAILED here would mean that the engine was handed something it refuses.
+              assert.ok(isKvtcError(error) && error.code.startsWith('KVTC_STATE_'), String(error));
+            }
+          }),
+          { numRuns: 1500 },
+        );
+        assert.ok(taken > 50);
+      });
     });
-  });
+  }
 
   test('as a file passes through the C API both ways', async () => {
     const library = llamaLibrary();
@@ -307,7 +309,11 @@ describe('decoding', () => {
       await rejectsCode(context.decode(someTokens(1), { sequence: 1 }), 'KVTC_OPTION_INVALID');
       await rejectsCode(context.decode(someTokens(1), { startPosition: -1 }), 'KVTC_OPTION_INVALID');
       assert.equal(context.positionRange(), null);
-      await context.decode(someTokens(256), { logits: 'none' });
+      await context.decode(someTokens(200), { logits: 'none', startPosition: 5 });
+      await rejectsCode(context.decode(someTokens(1), { startPosition: 204 }), 'KVTC_OPTION_INVALID');
+      await rejectsCode(context.decode(someTokens(1), { startPosition: 206 }), 'KVTC_OPTION_INVALID');
+      await context.decode(someTokens(51), { startPosition: 205, logits: 'none' });
+      assert.deepEqual(context.positionRange(), { startPosition: 5, endPosition: 256 });
       await rejectsCode(context.decode(someTokens(1)), 'KVTC_PROMPT_TOO_LONG');
     });
     await rejectsCode(model.createContext({ contextTokens: 0 }), 'KVTC_OPTION_INVALID');

@@ -144,8 +144,9 @@ class Context implements LlamaContext {
     this.#requireIdle();
     throwIfAborted(signal);
     this.#requireSequence(sequence);
-    const startPosition = options.startPosition ?? this.positionRange(sequence)?.endPosition ?? 0;
-    this.#requireFit(tokens, startPosition, logits);
+    const heldEnd = this.positionRange(sequence)?.endPosition ?? null;
+    const startPosition = options.startPosition ?? heldEnd ?? 0;
+    this.#requireFit(tokens, startPosition, heldEnd, logits);
     const step = logits === 'all' ? tokens.length : this.#settings.microBatchTokens;
     const onAbort = (): void => this.#abort.raise();
     this.#busy = true;
@@ -317,11 +318,15 @@ class Context implements LlamaContext {
     });
   }
 
-  #requireFit(tokens: Int32Array, startPosition: number, logits: string): void {
+  #requireFit(tokens: Int32Array, startPosition: number, heldEnd: number | null, logits: string): void {
     if (tokens.length === 0) throw new KvtcError('KVTC_PROMPT_EMPTY', 'there are no tokens to decode');
     const { contextTokens, batchTokens } = this;
-    if (!(Number.isInteger(startPosition) && startPosition >= 0)) {
-      throw new KvtcError('KVTC_OPTION_INVALID', `position ${startPosition} is not one`, { startPosition });
+    if (!(Number.isInteger(startPosition) && startPosition >= 0 && startPosition === (heldEnd ?? startPosition))) {
+      throw new KvtcError(
+        'KVTC_OPTION_INVALID',
+        `tokens cannot start at position ${startPosition}; the sequence goes on at ${heldEnd ?? 'any from 0'}`,
+        { startPosition, heldEnd },
+      );
     }
     const neededTokens = startPosition + tokens.length;
     if (neededTokens > contextTokens || (logits === 'all' && tokens.length > batchTokens)) {

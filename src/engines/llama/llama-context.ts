@@ -29,7 +29,7 @@ export interface DecodeOptions extends RunOptions {
   /** Positions to compute logits for; default `last`. */
   readonly logits?: 'none' | 'last' | 'all' | undefined;
   readonly sequence?: number | undefined;
-  /** Position of the first token; default: after the sequence's last. */
+  /** Position of the first token; default: after the sequence's last, and nothing else unless the sequence is empty. */
   readonly startPosition?: number | undefined;
 }
 
