@@ -260,8 +260,7 @@ async function measureMemory(
   const containerPath = join(directory, 'memory.kvtc');
   const backPath = join(directory, 'memory.back');
   await writeFile(statePath, convertState(state, 'file', tokens));
-  const extension = import.meta.url.endsWith('.ts') ? 'ts' : 'js';
-  const main = fileURLToPath(new URL(`../cli/main.${extension}`, import.meta.url));
+  const main = fileURLToPath(new URL('../../bin/kvtc.js', import.meta.url));
   const verbs = {
     compress: [
       'compress',

@@ -144,8 +144,8 @@ describe('evaluate', () => {
     assert.deepEqual(
       rows.map(({ treatment, ratio }) => [treatment, ratio]),
       [
-        ['kvtc 4x', 4],
-        ['kvtc 16x', 16],
+        ['kvtc 4x window 32', 4],
+        ['kvtc 16x window 32', 16],
       ],
     );
     const [low, high] = rows;

@@ -44,7 +44,7 @@ export type KvtcSettings = {
 
 /**
  * Through a container in memory and back, as `compress` and `restore` do. Options as there; `ratio` must have a plan.
- * Settings left out are the defaults of COMPRESS_DEFAULTS.
+ * The label names ratio and every setting that is not that of COMPRESS_DEFAULTS.
  */
 export function kvtcTreatment(transforms: Transforms, options: KvtcSettings): Treatment {
   const setting = { ...COMPRESS_DEFAULTS, ...options };
@@ -53,8 +53,12 @@ export function kvtcTreatment(transforms: Transforms, options: KvtcSettings): Tr
   const valueRatio = options.valueRatio ?? ratio;
   const exactRanges = setting.exactRanges.map(({ startToken, endToken }) => `${startToken}-${endToken}`).join(' ');
   const ratioName = keyRatio === valueRatio ? `${keyRatio}x` : `${keyRatio}x/${valueRatio}x`;
+  const departures = (['sinks', 'window', 'chunkTokens', 'entropy', 'entropyLevel'] as const)
+    .filter((name) => setting[name] !== COMPRESS_DEFAULTS[name])
+    .map((name) => `${name} ${setting[name]}`);
+  if (exactRanges !== '') departures.push(`exact ${exactRanges}`);
   return {
-    label: `kvtc ${ratioName}`,
+    label: ['kvtc', ratioName, ...departures].join(' '),
     ratio: keyRatio === valueRatio ? keyRatio : null,
     settings: {
       profile: transforms.profile.id,
