@@ -54,7 +54,6 @@ export function parseArguments(verb: string, syntax: Syntax, words: readonly str
   }
   for (const [name, list] of values) {
     if (specs[name]?.many !== true && list.length > 1) throw invalid(`--${name} is given ${list.length} times`);
-    if (specs[name]?.value !== undefined && list.includes('')) throw invalid(`--${name} needs a value`);
   }
   const args = readers(values, positionals, invalid);
   if (args.has('help')) return args;

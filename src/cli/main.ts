@@ -19,6 +19,7 @@ const VERBS: Readonly<Record<string, () => Promise<{ readonly verb: Verb }>>> = 
   inspect: () => import('./verbs/inspect.ts'),
   verify: () => import('./verbs/verify.ts'),
   evaluate: () => import('./verbs/evaluate.ts'),
+  bench: () => import('./verbs/bench.ts'),
 };
 
 /** Runs one command line (without `node` and script). Resolves when the work is done; the exit code is set by then. */

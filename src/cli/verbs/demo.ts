@@ -2,7 +2,6 @@
 
 import { join } from 'node:path';
 import type { DemoResult } from '../../evaluation/demo.ts';
-import type { CorpusText } from '../../models/corpus.ts';
 import {
   bytesTable,
   formatBytes,
@@ -15,6 +14,7 @@ import {
   table,
 } from '../format.ts';
 import type { Verb } from '../verb.ts';
+import { groupByKind } from './corpus-groups.ts';
 
 const MODEL = 'smollm2-135m';
 /** Enough for prefix and continuation at four bytes a token and more. */
@@ -46,17 +46,12 @@ export const verb: Verb = {
       modelPath: path,
       profilePath: join(directory, `${MODEL}.profile.safetensors`),
       containerPath: join(directory, 'moby-dick.kvtc'),
-      calibrationTexts: byKind(calibration),
+      calibrationTexts: groupByKind(calibration),
       heldOut: { source: 'Moby Dick', text: (heldOut[0]?.text ?? '').slice(0, HELD_OUT_CHARACTERS) },
     });
     return { json: { ...result }, text: demoText(result) };
   },
 };
-
-function byKind(texts: readonly CorpusText[]): { name: string; texts: CorpusText[] }[] {
-  const kinds = [...new Set(texts.map(({ kind }) => kind))];
-  return kinds.map((kind) => ({ name: kind, texts: texts.filter((text) => text.kind === kind) }));
-}
 
 function demoText(result: DemoResult): string {
   const perToken = (ms: number): string => `${(ms / result.prefixTokens).toFixed(2)} ms a token`;
