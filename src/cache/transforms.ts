@@ -49,7 +49,8 @@ export function openTransforms(profile: Profile, backend: Backend, precision: Pr
     return {
       layout: rowLayout(profile, stream, element),
       mean,
-      basis: firstRows(basis, rank),
+      analysis: firstRows(basis, rank),
+      synthesis: firstRows(basis, rank),
       rope: stream === 'key' ? profile.model.rope : null,
       precision,
     };

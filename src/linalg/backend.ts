@@ -30,8 +30,10 @@ export interface TransformSpec {
   readonly layout: RowLayout;
   /** f32[p], subtracted before analysis, added after synthesis. */
   readonly mean: Float32Array;
-  /** [rank, p], component-major. For an orthonormal basis both sides read the same matrix. */
-  readonly basis: MatrixSource;
+  /** [rank, p], component-major: row k takes coefficient k out of a centred token. */
+  readonly analysis: MatrixSource;
+  /** [rank, p], component-major: row k is what coefficient k adds to a token. An orthonormal basis is both. */
+  readonly synthesis: MatrixSource;
   /** Present for keys: undone before centring, redone after synthesis, at each token's own position. */
   readonly rope: RopeDescription | null;
   readonly precision: Precision;
@@ -77,7 +79,7 @@ export interface Backend {
   readonly id: string;
   readonly threads: number;
   prepareMatrix(matrix: MatrixSource, precision: Precision): Promise<PreparedMatrix>;
-  /** Rank is basis.rows; p and rank need not be multiples of 32 (the backend pads). */
+  /** Rank is the matrices' rows; p and rank need not be multiples of 32 (the backend pads). */
   prepareAnalysis(spec: TransformSpec): Promise<Analysis>;
   prepareSynthesis(spec: TransformSpec): Promise<Synthesis>;
   /** Engine rows → f32[tokens, p] with RoPE undone: what calibration sees. */

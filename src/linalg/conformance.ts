@@ -8,7 +8,9 @@ import { isKvtcError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
 import type { Random } from '../base/random.ts';
 import type { RopeDescription } from '../rope/description.ts';
-import type { Backend, Precision, RowLayout, TransformSpec } from './backend.ts';
+import type { Backend, MatrixSource, Precision, RowLayout, TransformSpec } from './backend.ts';
+import type { Case } from './conformance-cases.ts';
+import { CASES, layout, plain } from './conformance-cases.ts';
 import { compare, decodeRows, encodeRows, poisoned } from './conformance-values.ts';
 import { denseMatrix } from './dense.ts';
 import { openReferenceBackend } from './reference.ts';
@@ -27,105 +29,6 @@ const TOLERANCES: Readonly<Record<Precision, { readonly nmse: number; readonly p
 };
 /** What rounding to the rows' element adds to an error energy. */
 const ELEMENT_NMSE: Readonly<Record<RowLayout['element'], number>> = { f32: 0, f16: 1e-6, bf16: 5e-5 };
-
-const plain: RopeDescription = {
-  pairing: 'interleaved',
-  dims: 8,
-  frequencyBase: 10_000,
-  frequencyScale: 1,
-  extFactor: 0,
-  attnFactor: 1,
-  betaFast: 32,
-  betaSlow: 1,
-  originalContext: 4096,
-  frequencyFactors: null,
-};
-
-interface Case {
-  readonly name: string;
-  readonly layout: RowLayout;
-  readonly rope: RopeDescription | null;
-  readonly tokens: number;
-  readonly rank: number;
-  readonly content?: (random: Random, index: number) => number;
-  readonly precisions?: readonly Precision[];
-}
-
-function layout(layers: number, heads: number, headDim: number, element: RowLayout['element'] = 'f16'): RowLayout {
-  return { layers, heads, headDim, element };
-}
-
-const CASES: readonly Case[] = [
-  { name: 'one value', layout: layout(1, 1, 1), rope: null, tokens: 1, rank: 1 },
-  { name: 'one token', layout: layout(2, 3, 8), rope: plain, tokens: 1, rank: 16 },
-  { name: 'width no multiple of 32', layout: layout(3, 1, 10), rope: { ...plain, dims: 10 }, tokens: 7, rank: 5 },
-  { name: 'rank no multiple of 32', layout: layout(2, 2, 16), rope: { ...plain, dims: 16 }, tokens: 33, rank: 33 },
-  { name: 'rank one under a block', layout: layout(5, 3, 20), rope: { ...plain, dims: 20 }, tokens: 31, rank: 31 },
-  { name: 'a full slice of tokens', layout: layout(2, 2, 32), rope: { ...plain, dims: 32 }, tokens: 256, rank: 64 },
-  { name: 'one token past a slice', layout: layout(2, 2, 32), rope: { ...plain, dims: 32 }, tokens: 257, rank: 64 },
-  { name: 'three slices', layout: layout(3, 1, 8), rope: plain, tokens: 700, rank: 24 },
-  { name: 'rank of the whole width', layout: layout(4, 2, 16), rope: { ...plain, dims: 16 }, tokens: 40, rank: 128 },
-  {
-    name: 'half-split',
-    layout: layout(2, 2, 64),
-    rope: { ...plain, pairing: 'half-split', dims: 64 },
-    tokens: 20,
-    rank: 48,
-  },
-  { name: 'partial dims', layout: layout(2, 2, 32), rope: { ...plain, dims: 12 }, tokens: 20, rank: 48 },
-  {
-    name: 'partial dims, half-split',
-    layout: layout(2, 2, 32),
-    rope: { ...plain, pairing: 'half-split', dims: 12 },
-    tokens: 20,
-    rank: 48,
-  },
-  {
-    name: 'frequency factors',
-    layout: layout(2, 2, 8),
-    rope: { ...plain, frequencyFactors: [1, 1.5, 4, 8] },
-    tokens: 20,
-    rank: 16,
-  },
-  { name: 'linear scaling', layout: layout(2, 2, 8), rope: { ...plain, frequencyScale: 0.25 }, tokens: 20, rank: 16 },
-  { name: 'attention factor', layout: layout(2, 2, 8), rope: { ...plain, attnFactor: 1.3 }, tokens: 20, rank: 16 },
-  {
-    name: 'YaRN',
-    layout: layout(2, 2, 64),
-    rope: { ...plain, pairing: 'half-split', dims: 64, frequencyScale: 0.25, extFactor: 1, attnFactor: 0.9 },
-    tokens: 50,
-    rank: 64,
-  },
-  { name: 'bf16 rows', layout: layout(3, 2, 32, 'bf16'), rope: { ...plain, dims: 32 }, tokens: 37, rank: 64 },
-  { name: 'f32 rows', layout: layout(3, 2, 32, 'f32'), rope: { ...plain, dims: 32 }, tokens: 37, rank: 64 },
-  { name: 'zero rows', layout: layout(2, 2, 32), rope: { ...plain, dims: 32 }, tokens: 9, rank: 32, content: () => 0 },
-  {
-    name: 'a constant channel',
-    layout: layout(2, 2, 32),
-    rope: null,
-    tokens: 40,
-    rank: 32,
-    content: (random, i) => (i % 32 === 3 ? 1.5 : random.normal()),
-  },
-  {
-    name: 'largest f16 values',
-    layout: layout(2, 1, 32),
-    rope: null,
-    tokens: 12,
-    rank: 32,
-    content: (random) => (random.uniform() < 0.5 ? -65_504 : 65_504),
-    precisions: ['f32'],
-  },
-  {
-    name: 'f16 denormals',
-    layout: layout(2, 1, 32),
-    rope: null,
-    tokens: 12,
-    rank: 32,
-    content: (random) => (random.below(2047) - 1023) * 2 ** -24,
-    precisions: ['f32'],
-  },
-];
 
 /**
  * Registers the suite for one backend. The reference runs it too: against itself the comparisons hold trivially, but
@@ -237,6 +140,12 @@ export function testBackend(name: string, open: () => Backend): void {
     await assert.rejects(async () =>
       backend.prepareAnalysis({ ...spec, mean: spec.mean.subarray(1), precision: 'f32' }),
     );
+    const narrow = denseMatrix(new Float32Array(4 * 7), 4, 7);
+    const short = denseMatrix(new Float32Array(3 * 8), 3, 8);
+    for (const bad of [{ analysis: narrow }, { synthesis: narrow }, { analysis: short }, { synthesis: short }]) {
+      await assert.rejects(async () => backend.prepareAnalysis({ ...spec, ...bad, precision: 'f32' }));
+      await assert.rejects(async () => backend.prepareSynthesis({ ...spec, ...bad, precision: 'f32' }));
+    }
     const synthesis = await backend.prepareSynthesis({ ...spec, precision: 'f32' });
     const coefficients = new Float32Array(4);
     for (const [startLayer, endLayer] of [
@@ -266,9 +175,14 @@ function transform(
   random: Random,
 ): Omit<TransformSpec, 'precision'> {
   const width = layoutWidth(rowLayout);
-  const basis = Float32Array.from({ length: rank * width }, () => random.normal() / Math.sqrt(width));
+  const draw = (): MatrixSource =>
+    denseMatrix(
+      Float32Array.from({ length: rank * width }, () => random.normal() / Math.sqrt(width)),
+      rank,
+      width,
+    );
   const mean = Float32Array.from({ length: width }, () => random.normal() / 4);
-  return { layout: rowLayout, rope, mean, basis: denseMatrix(basis, rank, width) };
+  return { layout: rowLayout, rope, mean, analysis: draw(), synthesis: draw() };
 }
 
 async function checkCase(backend: Backend, oracle: Backend, example: Case, seed: number): Promise<void> {
@@ -329,10 +243,12 @@ async function checkCase(backend: Backend, oracle: Backend, example: Case, seed:
     ] as const) {
       const slice = new Uint8Array((endLayer - startLayer) * layerBytes).fill(0xff);
       await synthesis.reconstruct(modest, positions, { startLayer, endLayer }, slice);
-      assert.deepEqual(
-        slice,
-        restored.subarray(startLayer * layerBytes, endLayer * layerBytes),
+      // Kernels differ in the last bit with the number of rows, so that equality is not promised.
+      compare(
         `${precision} layers ${startLayer} to ${endLayer}`,
+        decodeRows(element, slice),
+        decodeRows(element, restored.subarray(startLayer * layerBytes, endLayer * layerBytes)),
+        { nmse: 1e-11 + ELEMENT_NMSE[element], peak: 0.1 },
       );
     }
     analysis.close();
@@ -375,7 +291,8 @@ async function checkKnownAnswers(backend: Backend): Promise<void> {
       layout: rowLayout,
       rope,
       mean,
-      basis: denseMatrix(basis, 4, width),
+      analysis: denseMatrix(basis, 4, width),
+      synthesis: denseMatrix(basis, 4, width),
       precision: 'f32',
     };
     const analysis = await backend.prepareAnalysis(spec);

@@ -91,10 +91,10 @@ async function prepareMatrix(source: MatrixSource): Promise<PreparedMatrix> {
 
 async function prepareAnalysis(spec: TransformSpec): Promise<Analysis> {
   checkSpec(spec);
-  const { layout, mean, rope, basis } = spec;
-  const rank = basis.rows;
+  const { layout, mean, rope, analysis } = spec;
+  const rank = analysis.rows;
   const width = layoutWidth(layout);
-  const matrix = await readWhole(basis);
+  const matrix = await readWhole(analysis);
   return {
     rank,
     project: async (rows, positions, out) => {
@@ -115,10 +115,10 @@ async function prepareAnalysis(spec: TransformSpec): Promise<Analysis> {
 
 async function prepareSynthesis(spec: TransformSpec): Promise<Synthesis> {
   checkSpec(spec);
-  const { layout, mean, rope, basis } = spec;
-  const rank = basis.rows;
+  const { layout, mean, rope, synthesis } = spec;
+  const rank = synthesis.rows;
   const width = layoutWidth(layout);
-  const matrix = await readWhole(basis);
+  const matrix = await readWhole(synthesis);
   return {
     rank,
     reconstruct: async (coefficients, positions, range, out) => {

@@ -59,12 +59,16 @@ export function checkLayers(layout: RowLayout, range: LayerRange): void {
 }
 
 /** Throws on a transform whose parts do not fit each other. */
-export function checkSpec({ layout, rope, mean, basis }: TransformSpec): void {
+export function checkSpec({ layout, rope, mean, analysis, synthesis }: TransformSpec): void {
   checkLayout(layout, rope);
   const width = layoutWidth(layout);
   invariant(
-    mean.length === width && basis.columns === width && basis.rows > 0,
-    `transform of width ${width} with a mean of ${mean.length} and a basis of ${basis.rows} × ${basis.columns}`,
+    mean.length === width &&
+      analysis.columns === width &&
+      synthesis.columns === width &&
+      analysis.rows > 0 &&
+      synthesis.rows === analysis.rows,
+    `transform of width ${width} with a mean of ${mean.length}, an analysis of ${analysis.rows} × ${analysis.columns} and a synthesis of ${synthesis.rows} × ${synthesis.columns}`,
   );
 }
 

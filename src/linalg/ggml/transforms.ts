@@ -18,14 +18,14 @@ import {
 } from './stages.ts';
 import type { PreparedRope } from './stages.ts';
 
-/** c = (unrope(rows) − mean) · basisᵀ. */
+/** c = (unrope(rows) − mean) · analysisᵀ. */
 export async function prepareAnalysis(device: GgmlDevice, spec: TransformSpec): Promise<Analysis> {
-  const { layout, precision, basis } = spec;
+  const { layout, precision, analysis } = spec;
   checkSpec(spec);
-  const rank = basis.rows;
+  const rank = analysis.rows;
   const width = layoutWidth(layout);
   const wide = padded(width);
-  const held = await loadAll(device, spec, () => loadMatrix(device, basis, precision));
+  const held = await loadAll(device, spec, () => loadMatrix(device, analysis, precision));
   return {
     rank,
     async project(rows, positions, out) {
@@ -66,13 +66,13 @@ export async function prepareAnalysis(device: GgmlDevice, spec: TransformSpec): 
   };
 }
 
-/** rows = rope(c · basis + mean); a layer range takes a contiguous run of the transposed basis's rows. */
+/** rows = rope(c · synthesis + mean); a layer range takes a contiguous run of the transposed matrix's rows. */
 export async function prepareSynthesis(device: GgmlDevice, spec: TransformSpec): Promise<Synthesis> {
-  const { layout, precision, basis } = spec;
+  const { layout, precision, synthesis } = spec;
   checkSpec(spec);
-  const rank = basis.rows;
+  const rank = synthesis.rows;
   const wide = padded(rank);
-  const held = await loadAll(device, spec, () => loadTransposed(device, basis, precision));
+  const held = await loadAll(device, spec, () => loadTransposed(device, synthesis, precision));
   return {
     rank,
     async reconstruct(coefficients, positions, range, out) {
