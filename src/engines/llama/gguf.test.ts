@@ -58,6 +58,9 @@ test('reads metadata, directory and a tensor', async () => {
   assert.deepEqual(new Float32Array(bytes.slice().buffer), values(10));
   await rejectsCode(readTensor(gguf, b, 39), 'KVTC_GGUF_MALFORMED');
   await rejectsCode(readGguf(join(folder, 'absent.gguf')), 'KVTC_FILE_NOT_FOUND');
+  await rejectsCode(readGguf(folder), 'KVTC_FILE_NOT_FOUND');
+  await writeFile(path, '');
+  await rejectsCode(readGguf(path), 'KVTC_GGUF_MALFORMED');
 });
 
 test('accounts for every byte', async () => {

@@ -243,11 +243,15 @@ export async function describeGguf(path: string): Promise<Gguf & { readonly part
 }
 
 async function openGguf(path: string): Promise<FileHandle> {
+  let file: FileHandle;
   try {
-    return await open(path, 'r');
+    file = await open(path, 'r');
   } catch (cause) {
     throw new KvtcError('KVTC_FILE_NOT_FOUND', `cannot open the model file ${path}`, { path }, { cause });
   }
+  if ((await file.stat()).isFile()) return file;
+  await file.close();
+  throw new KvtcError('KVTC_FILE_NOT_FOUND', `${path} is not a file`, { path });
 }
 
 async function readFrom(file: FileHandle, offsetBytes: number, lengthBytes: number): Promise<Uint8Array<ArrayBuffer>> {

@@ -52,7 +52,9 @@ export interface LlamaModel {
   [Symbol.dispose](): void;
 }
 
-/** llama.cpp's name for a file without vocabulary. */
+/** llama.cpp's numbers for the two pairings. */
+const ENGINE_ROPE_TYPES = { interleaved: 0, 'half-split': 2 } as const;
+/** llama.cpp's number for a file without vocabulary. */
 const VOCABULARY_NONE = 0;
 
 /**
@@ -83,20 +85,22 @@ export async function openModel(path: string, options: OpenModelOptions = {}): P
 /** The engine must see the model as the file reader does; a difference would mean rows read wrongly. */
 function checkAgainstFile(handle: Pointer, { architecture, geometry, rope }: ModelIdentity): void {
   const library = llamaLibrary();
-  const problem =
-    library.modelIsRecurrent(handle) || library.modelIsHybrid(handle)
-      ? 'it has recurrent layers'
-      : library.modelWindow(handle) > 0
-        ? 'it attends through a sliding window'
-        : library.modelLayers(handle) !== geometry.layers || library.modelKvHeads(handle) !== geometry.kvHeads
-          ? `the engine sees ${library.modelLayers(handle)} layers of ${library.modelKvHeads(handle)} KV heads, the file reader ${geometry.layers} of ${geometry.kvHeads}`
-          : library.modelRopeType(handle) !== (rope.pairing === 'interleaved' ? 0 : 2)
-            ? `the engine gives it RoPE type ${library.modelRopeType(handle)}`
-            : null;
-  if (problem === null) return;
-  throw new KvtcError('KVTC_MODEL_UNSUPPORTED', `this ${architecture} model is not handled: ${problem}`, {
+  const layers = library.modelLayers(handle);
+  const kvHeads = library.modelKvHeads(handle);
+  const ropeType = library.modelRopeType(handle);
+  const recurrent = library.modelIsRecurrent(handle) || library.modelIsHybrid(handle);
+  const window = library.modelWindow(handle);
+  const problems = [
+    recurrent ? 'it has recurrent layers' : null,
+    window > 0 ? `it attends through a sliding window of ${window}` : null,
+    layers !== geometry.layers ? `the engine sees ${layers} layers, the file reader ${geometry.layers}` : null,
+    kvHeads !== geometry.kvHeads ? `the engine sees ${kvHeads} KV heads, the file reader ${geometry.kvHeads}` : null,
+    ropeType !== ENGINE_ROPE_TYPES[rope.pairing] ? `the engine gives it RoPE type ${ropeType}` : null,
+  ].filter((problem) => problem !== null);
+  if (problems.length === 0) return;
+  throw new KvtcError('KVTC_MODEL_UNSUPPORTED', `this ${architecture} model is not handled: ${problems.join('; ')}`, {
     architecture,
-    reason: problem,
+    reason: problems.join('; '),
   });
 }
 
