@@ -9,6 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { writeTinyModel } from './tiny-gguf.ts';
 
 const root = fileURLToPath(new URL('../', import.meta.url));
 const golden = join(root, 'test', 'golden', 'v1');
@@ -169,6 +170,103 @@ describe('the command line', () => {
       ok: true,
     });
     await rm(file);
+  });
+
+  it('takes a model from texts to a container and back', async () => {
+    const folder = await mkdtemp(join(scratch, 'whole-'));
+    const at = (name: string): string => join(folder, name);
+    const ok = async (...words: string[]): Promise<Record<string, unknown>> => {
+      const ended = await kvtc([...words, '--json']);
+      assert.equal(ended.code, 0, `${words.join(' ')}\n${ended.stdout}${ended.stderr}`);
+      assert.equal(ended.stderr, '');
+      return JSON.parse(ended.stdout) as Record<string, unknown>;
+    };
+    await writeTinyModel(at('model.gguf'), 'qwen2');
+    await writeTinyModel(at('other.gguf'), 'qwen2', { layers: 2 });
+    const text = await readFile(join(root, 'LICENSE'), 'utf8');
+    await writeFile(at('prompt.txt'), text.slice(3000, 4000));
+    const gguf = await ok('inspect', at('model.gguf'));
+    const sum = (gguf['parts'] as { byteLength: number }[]).reduce((bytes, part) => bytes + part.byteLength, 0);
+    assert.deepEqual([gguf['kind'], gguf['byteLength']], ['gguf', sum]);
+
+    const paths = ['--text', join(root, 'LICENSE'), join(root, 'docs')];
+    const profile = await ok(
+      'calibrate',
+      at('model.gguf'),
+      ...paths,
+      '--tokens',
+      '5000',
+      '-o',
+      at('p'),
+      '--ratios',
+      '4,8',
+    );
+    assert.deepEqual(
+      (profile['plans'] as { ratio: number }[]).map(({ ratio }) => ratio),
+      [4, 8],
+    );
+    assert.equal((await ok('inspect', at('p')))['id'], profile['profileId']);
+
+    const shared = [at('model.gguf'), '--profile', at('p'), '--ratio', '8'];
+    const kept = await ok('compress', ...shared, '--prompt', at('prompt.txt'), '-o', at('a.kvtc'), '--window', '32');
+    const found = await ok('inspect', at('a.kvtc'));
+    for (const name of ['paperRatio', 'effectiveRatio', 'rawBytes']) assert.equal(found[name], kept[name], name);
+    assert.equal(found['byteLength'], kept['storedBytes']);
+    await ok('verify', at('a.kvtc'));
+
+    const restored = await ok('restore', at('a.kvtc'), '--profile', at('p'), '-o', at('a.state'));
+    assert.equal(restored['stateBytes'], (await readFile(at('a.state'))).length);
+    const again = await ok('compress', ...shared, '--state', at('a.state'), '-o', at('b.kvtc'), '--window', '32');
+    assert.equal(again['tokenCount'], kept['tokenCount']);
+
+    const resumed = await ok(
+      'resume',
+      at('model.gguf'),
+      at('a.kvtc'),
+      '--profile',
+      at('p'),
+      '--prompt',
+      'so',
+      '-n',
+      '5',
+    );
+    assert.ok((resumed['tokens'] as number[]).length <= 5);
+    assert.equal(resumed['restoredTokens'], kept['tokenCount']);
+    const evaluate = ['evaluate', at('model.gguf'), '--profile', at('p'), '--text', join(root, 'LICENSE')];
+    const small = [
+      '--prefix',
+      '256',
+      '--continuation',
+      '64',
+      '--documents',
+      '1',
+      '--window',
+      '32',
+      '--weights',
+      'as-is',
+    ];
+    const { rows } = (await ok(...evaluate, ...small)) as { rows: { ratio: number; klNats: number }[] };
+    assert.deepEqual(
+      rows.map(({ ratio }) => ratio),
+      [4, 8],
+    );
+
+    const mismatch = ['resume', at('other.gguf'), at('a.kvtc'), '--profile', at('p'), '--prompt', 'so'];
+    assert.deepEqual(pick(await errorOf(mismatch)), { exit: 3, code: 'KVTC_MODEL_MISMATCH' });
+    const unplanned = [
+      'compress',
+      at('model.gguf'),
+      '--profile',
+      at('p'),
+      '--state',
+      at('a.state'),
+      '-o',
+      at('c.kvtc'),
+    ];
+    assert.deepEqual(pick(await errorOf(unplanned)), { exit: 2, code: 'KVTC_PLAN_MISSING' });
+    const left = ['a.kvtc', 'a.state', 'b.kvtc', 'model.gguf', 'other.gguf', 'p', 'prompt.txt'];
+    assert.deepEqual((await readdir(folder)).toSorted(), left);
+    await rm(folder, { recursive: true });
   });
 
   it('stops on an interrupt with KVTC_ABORTED, 1, and no half file', async () => {

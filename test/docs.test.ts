@@ -1,10 +1,14 @@
 // The documents name only files and functions that exist, link only to pages that exist, and their example runs.
 
 import assert from 'node:assert/strict';
-import { access, glob, readFile } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { access, glob, mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+import { promisify } from 'node:util';
 import { describe, it } from 'node:test';
+import { writeTinyModel } from './tiny-gguf.ts';
 
 const root = fileURLToPath(new URL('../', import.meta.url));
 
@@ -54,5 +58,37 @@ describe('the documents', () => {
     }
     assert.deepEqual(wrong, []);
     assert.ok((await pages()).length >= 8);
+  });
+
+  it("run: the README's library example on a tiny model", async () => {
+    const readme = await readFile(join(root, 'README.md'), 'utf8');
+    const example = /```ts\n(.*?)```/s.exec(readme)?.[1] ?? '';
+    assert.ok(example.split('\n').length <= 22 && example.includes("from 'kvtc'"));
+    const folder = await mkdtemp(join(tmpdir(), 'kvtc-readme-'));
+    try {
+      await writeTinyModel(join(folder, 'model.gguf'), 'llama');
+      const text = await readFile(join(root, 'LICENSE'), 'utf8');
+      await writeFile(join(folder, 'notes.txt'), text);
+      await writeFile(join(folder, 'prompt.txt'), text.slice(2000, 3500));
+      const library = pathToFileURL(join(root, 'src', 'index.ts')).href;
+      await writeFile(join(folder, 'example.ts'), example.replace("from 'kvtc'", `from '${library}'`));
+      await writeFile(join(folder, 'package.json'), '{"type":"module"}');
+      const { stdout } = await promisify(execFile)(process.execPath, ['example.ts'], { cwd: folder });
+      const printed = /^(\d+) bytes of cache in (\d+): ratio ([\d.]+) with every byte\n$/.exec(stdout);
+      assert.ok(printed, stdout);
+      assert.ok(Math.abs(Number(printed[1]) / Number(printed[2]) - Number(printed[3])) < 1e-9);
+      const kept = [
+        'example.ts',
+        'model.gguf',
+        'model.profile',
+        'notes.txt',
+        'package.json',
+        'prompt.kvtc',
+        'prompt.txt',
+      ];
+      assert.deepEqual((await readdir(folder)).toSorted(), kept);
+    } finally {
+      await rm(folder, { recursive: true, force: true });
+    }
   });
 });
