@@ -19,7 +19,7 @@ import type { Backend } from '../linalg/backend.ts';
 import { openGgmlBackend } from '../linalg/ggml/backend.ts';
 
 /** 20 000 tokens fit a first profile in minutes; 100 000 and more lower the KL further (docs/results.md). */
-export const SAMPLE_DEFAULTS = { tokens: 20_000, documentTokens: 2048 } as const;
+const SAMPLE_DEFAULTS = { tokens: 20_000, documentTokens: 2048 } as const;
 
 export interface CalibrateModelOptions extends RunOptions {
   /** GGUF file. */

@@ -68,7 +68,7 @@ export type FileKind = Inspection['kind'];
 /**
  * Tells a file's kind by its first bytes. Throws KVTC_FILE_NOT_FOUND, KVTC_CONTAINER_MAGIC when it is none of ours.
  */
-export async function fileKind(path: string): Promise<FileKind> {
+async function fileKind(path: string): Promise<FileKind> {
   const file = await open(path, 'r').catch((error: unknown) => {
     throw new KvtcError('KVTC_FILE_NOT_FOUND', `cannot open ${path}`, { path }, { cause: error });
   });

@@ -11,7 +11,7 @@ export async function mapInOrder<Item, Result>(
   work: (item: Item, index: number) => Promise<Result>,
   sink: (result: Result, item: Item, index: number) => Promise<void> | void,
 ): Promise<void> {
-  const running: Promise<Result>[] = [];
+  const running: (Promise<Result> | undefined)[] = [];
   let next = 0;
   const launch = (): void => {
     const index = next++;
@@ -24,7 +24,7 @@ export async function mapInOrder<Item, Result>(
     for (let index = 0; index < items.length; index++) {
       while (next < items.length && next - index < concurrency) launch();
       await sink(await (running[index] as Promise<Result>), items[index] as Item, index);
-      delete running[index];
+      running[index] = undefined; // lets the result go
     }
   } finally {
     await Promise.allSettled(running.filter((job) => job !== undefined));

@@ -74,7 +74,7 @@ export function openTransforms(profile: Profile, backend: Backend, precision: Pr
 }
 
 /** How rows of one stream lie in memory. Throws KVTC_STATE_UNSUPPORTED for element types the transform does not take. */
-export function rowLayout(profile: Profile, stream: StreamKind, element: ElementType): RowLayout {
+function rowLayout(profile: Profile, stream: StreamKind, element: ElementType): RowLayout {
   if (element === 'q8_0') {
     throw new KvtcError(
       'KVTC_STATE_UNSUPPORTED',

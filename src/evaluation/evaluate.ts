@@ -26,7 +26,7 @@ import type { Treatment } from './treatment.ts';
 import { floorTreatment, kvtcTreatment } from './treatment.ts';
 
 /** The protocol of the evidence this project measures against. */
-export const EVALUATE_DEFAULTS = {
+const EVALUATE_DEFAULTS = {
   prefixTokens: 3072,
   continuationTokens: 1024,
   copyTokens: 512,

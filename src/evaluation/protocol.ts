@@ -26,7 +26,7 @@ export interface ProtocolShape {
 }
 
 /** Rows of the copy probe that are not scored: nothing says yet which passage is being copied. */
-export const COPY_SKIPPED_ROWS = 8;
+const COPY_SKIPPED_ROWS = 8;
 
 /** Memory for the exact distributions of one document: 4 · (continuation + copy) · vocabulary bytes. */
 export function createReference(shape: ProtocolShape, vocabulary: number): ReferenceRows {

@@ -177,7 +177,7 @@ export function eachLayerBytes(view: StateView, stream: StreamKind, edit: (rows:
 }
 
 /** Throws KVTC_STATE_UNSUPPORTED unless the stream is held in f16. */
-export function requireF16(view: StateView, stream: StreamKind): void {
+function requireF16(view: StateView, stream: StreamKind): void {
   const element = stream === 'key' ? view.keyType : view.valueType;
   if (element !== 'f16') {
     const message = `the ${stream} cache is ${element}; this treatment takes f16`;
