@@ -6,7 +6,7 @@ import { KvtcError, invariant } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
 import { seededRandom } from '../base/random.ts';
-import type { Backend, PreparedMatrix } from '../linalg/backend.ts';
+import type { Backend, MatrixSource, PreparedMatrix } from '../linalg/backend.ts';
 import { denseMatrix, dot, transpose } from '../linalg/dense.ts';
 import { largeSymmetricEigen } from '../linalg/large-eigen.ts';
 import { orthonormaliseRows } from '../linalg/orthonormal.ts';
@@ -56,8 +56,11 @@ export interface FittedBasis {
   readonly converged: boolean;
 }
 
-interface Solved {
+/** The leading eigenpairs of a covariance. */
+export interface LeadingEigen {
+  /** f32[rank, width], as FittedBasis.basis. */
   readonly basis: Float32Array;
+  /** f64[at least rank], falling. */
   readonly values: Float64Array;
   readonly iterations: number;
   readonly lastGain: number;
@@ -69,7 +72,6 @@ interface Solved {
  * 16·rank·width bytes beside the moments. Throws KVTC_CALIBRATION_TEXT_SHORT, KVTC_ABORTED, KVTC_BACKEND_FAILED.
  */
 export async function fitBasis(moments: Moments, options: BasisOptions): Promise<FittedBasis> {
-  const { width } = moments.frame;
   invariant(Number.isSafeInteger(options.rank) && options.rank > 0, `rank ${options.rank}`);
   if (moments.rows < 2) {
     throw new KvtcError('KVTC_CALIBRATION_TEXT_SHORT', `a basis needs two rows or more, got ${moments.rows}`, {
@@ -85,25 +87,7 @@ export async function fitBasis(moments: Moments, options: BasisOptions): Promise
       message: `rank ${options.rank} is more than ${moments.rows} rows of ${moving} moving features can fill; fitted ${rank}`,
     });
   }
-  const covariance = covarianceMatrix(moments);
-  const block = Math.min(width, rank + OVERSAMPLING);
-  let solved: Solved;
-  if (width <= (options.wholeWidth ?? WHOLE_WIDTH) || block > WHOLE_SHARE * width) {
-    solved = await solveWhole(moments, rank, options);
-  } else {
-    const matrix = await options.backend.prepareMatrix(covariance, 'f32');
-    try {
-      solved = await iterate(matrix, rank, block, sumOf(featureVariances), options);
-    } finally {
-      matrix.close();
-    }
-  }
-  if (!solved.converged) {
-    options.onEvent?.({
-      type: 'warning',
-      message: `the basis still gained ${(solved.lastGain * 100).toFixed(2)} % of the residual in the last of ${solved.iterations} passes`,
-    });
-  }
+  const solved = await leadingEigenvectors(covarianceMatrix(moments), sumOf(featureVariances), rank, options);
   return {
     rank,
     mean: meanOf(moments),
@@ -116,10 +100,41 @@ export async function fitBasis(moments: Moments, options: BasisOptions): Promise
   };
 }
 
+/**
+ * The `rank` leading eigenvectors of a covariance [width, width] with trace `totalEnergy`, as `fitBasis` finds them. Gives
+ * a warning when they have not converged. Throws KVTC_ABORTED, KVTC_BACKEND_FAILED.
+ */
+export async function leadingEigenvectors(
+  covariance: MatrixSource,
+  totalEnergy: number,
+  rank: number,
+  options: BasisOptions,
+): Promise<LeadingEigen> {
+  const width = covariance.columns;
+  const block = Math.min(width, rank + OVERSAMPLING);
+  let solved: LeadingEigen;
+  if (width <= (options.wholeWidth ?? WHOLE_WIDTH) || block > WHOLE_SHARE * width) {
+    solved = await solveWhole(covariance, rank, options);
+  } else {
+    const matrix = await options.backend.prepareMatrix(covariance, 'f32');
+    try {
+      solved = await iterate(matrix, rank, block, totalEnergy, options);
+    } finally {
+      matrix.close();
+    }
+  }
+  if (!solved.converged) {
+    options.onEvent?.({
+      type: 'warning',
+      message: `the basis still gained ${(solved.lastGain * 100).toFixed(2)} % of the residual in the last of ${solved.iterations} passes`,
+    });
+  }
+  return solved;
+}
+
 /** All eigenvectors of the covariance. (4/3)·width³ scalar operations: 0.5 s at 1 024, minutes at 5 760. */
-async function solveWhole(moments: Moments, rank: number, options: BasisOptions): Promise<Solved> {
-  const { width } = moments.frame;
-  const covariance = covarianceMatrix(moments);
+async function solveWhole(covariance: MatrixSource, rank: number, options: BasisOptions): Promise<LeadingEigen> {
+  const width = covariance.columns;
   const matrix = new Float64Array(width * width);
   const row = new Float32Array(width);
   for (let i = 0; i < width; i++) {
@@ -141,7 +156,7 @@ async function iterate(
   block: number,
   totalEnergy: number,
   options: BasisOptions,
-): Promise<Solved> {
+): Promise<LeadingEigen> {
   const { backend, seed = 0, tolerance = 0.01 } = options;
   const width = covariance.columns;
   const random = seededRandom(seed);
