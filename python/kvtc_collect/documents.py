@@ -42,8 +42,14 @@ def gguf_tokenizer(reader: GGUFReader) -> Tokenizer:
         )
     tokens: list[str] = field(reader, "tokenizer.ggml.tokens", [])
     merges: list[str] = field(reader, "tokenizer.ggml.merges", [])
-    pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
-    tokenizer = Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, pairs))
+    ids = {token: id for id, token in enumerate(tokens)}
+    pairs = []
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        if not (left in ids and right in ids and left + right in ids):
+            raise CollectError("KVTC_GGUF_MALFORMED", f"merge {merge!r} names tokens that the vocabulary lacks")
+        pairs.append((left, right))
+    tokenizer = Tokenizer(models.BPE(ids, pairs))
     steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[rule]]
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)

@@ -33,6 +33,7 @@ class ModelFacts:
     keyHeadDim: int
     valueHeadDim: int
     keyPairing: str
+    fingerprint: str
     fileBytes: int
     fileSha256: str
 
@@ -94,9 +95,21 @@ def read_facts(reader: GGUFReader, path: Path) -> ModelFacts:
         keyHeadDim=key_dim,
         valueHeadDim=value_dim,
         keyPairing=pairing,
+        fingerprint=fingerprint(reader, path),
         fileBytes=path.stat().st_size,
         fileSha256=hash_file(path),
     )
+
+
+def fingerprint(reader: GGUFReader, path: Path) -> str:
+    """The model's name in profiles: sha256, hex, over that of the header and the first 4 096 bytes of every tensor."""
+    end = max(tensor.field.offset + sum(part.nbytes for part in tensor.field.parts) for tensor in reader.tensors)
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(hashlib.sha256(file.read(end)).digest())
+        for tensor in reader.tensors:
+            file.seek(tensor.data_offset)
+            digest.update(file.read(min(int(tensor.n_bytes), 4096)))
+    return digest.hexdigest()
 
 
 def hash_file(path: Path) -> str:
@@ -136,6 +149,11 @@ def check_weights(model: Any, facts: ModelFacts, reader: GGUFReader, path: Path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     key_order = engine_key_order(facts.keyHeadDim, facts.keyPairing)
     for layer, block in enumerate(model.model.layers):
+        if block.self_attn.head_dim != facts.keyHeadDim:
+            raise CollectError(
+                "KVTC_ENGINE_FAILED",
+                f"{path} has heads of {facts.keyHeadDim}, transformers made {block.self_attn.head_dim} of them",
+            )
         for projection, name, order in (
             (block.self_attn.k_proj, "attn_k", key_order),
             (block.self_attn.v_proj, "attn_v", torch.arange(facts.valueHeadDim)),
