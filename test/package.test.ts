@@ -78,7 +78,7 @@ describe('the published package', () => {
     assert.match(await node([bin, '--help'], project), /usage: kvtc VERB/);
     const { version } = JSON.parse(await readFile(join(root, 'package.json'), 'utf8')) as { version: string };
     assert.equal((await node([bin, '--version'], project)).trim(), version);
-    const container = join(root, 'test', 'golden', 'v1', 'paper-deflate.kvtc');
+    const container = join(root, 'test', 'golden', 'v1', 'windowed-deflate.kvtc');
     assert.match(await node([bin, 'verify', container], project), /sound container/);
     await assert.rejects(node([bin, 'verify', join(project, 'package.json')], project), /KVTC_CONTAINER_MAGIC/);
   });

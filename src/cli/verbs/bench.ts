@@ -83,10 +83,11 @@ async function profileFor(
   const given = args.text('profile');
   if (given !== undefined) return { profilePath: given, calibration: null };
   const { calibrate } = await import('../../cache/calibrate.ts');
+  const { modelIdentity } = await import('../../engines/llama/architecture.ts');
   const { readGguf } = await import('../../engines/llama/gguf.ts');
   const { cacheDirectory } = await import('../../models/cache-directory.ts');
   const { calibrationTexts } = await import('../../models/corpus.ts');
-  const { fingerprint } = await readGguf(modelPath);
+  const { fingerprint } = await modelIdentity(await readGguf(modelPath));
   const directory = join(cacheDirectory(), 'bench');
   const profilePath = join(directory, `${fingerprint.slice(0, 12)}-${tokens}.profile.safetensors`);
   const isThere = await access(profilePath).then(

@@ -34,17 +34,20 @@ export const verb: Verb = {
     const { demo } = await import('../../evaluation/demo.ts');
     const { cacheDirectory } = await import('../../models/cache-directory.ts');
     const { calibrationTexts, heldOutTexts } = await import('../../models/corpus.ts');
+    const { modelIdentity } = await import('../../engines/llama/architecture.ts');
+    const { readGguf } = await import('../../engines/llama/gguf.ts');
     const { pullModel } = await import('../../models/pull.ts');
     const { mkdir } = await import('node:fs/promises');
     const directory = join(cacheDirectory(), 'demo');
     const calibration = await calibrationTexts();
     const heldOut = (await heldOutTexts()).filter((text) => text.kind === 'moby-dick');
     const { path } = await pullModel(MODEL, context);
+    const { fingerprint } = await modelIdentity(await readGguf(path));
     await mkdir(directory, { recursive: true });
     const result = await demo({
       ...context,
       modelPath: path,
-      profilePath: join(directory, `${MODEL}.profile.safetensors`),
+      profilePath: join(directory, `${MODEL}-${fingerprint.slice(0, 12)}.profile.safetensors`),
       containerPath: join(directory, 'moby-dick.kvtc'),
       calibrationTexts: groupByKind(calibration),
       heldOut: { source: 'Moby Dick', text: (heldOut[0]?.text ?? '').slice(0, HELD_OUT_CHARACTERS) },
