@@ -5,7 +5,7 @@ import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { PRODUCER } from '../base/version.ts';
 import { throwIfAborted } from '../base/events.ts';
-import type { StreamKind, TokenRange } from '../base/geometry.ts';
+import type { ElementType, StreamKind, TokenRange } from '../base/geometry.ts';
 import { STREAMS, elementBytes, layerWidth, streamWidth } from '../base/geometry.ts';
 import type { Ratios } from '../codec/accounting.ts';
 import { containerRatios } from '../codec/accounting.ts';
@@ -16,6 +16,7 @@ import { filePaperParameters } from '../codec/paper/parameters.ts';
 import type { PaperPlan } from '../codec/paper/plan.ts';
 import type { ContainerPart, ContainerTarget } from '../container/types.ts';
 import { createContainerWriter } from '../container/writer.ts';
+import { retypeState } from '../engines/llama/retype-state.ts';
 import type { StateView } from '../engines/llama/state.ts';
 import { gatherRows, parseState } from '../engines/llama/state.ts';
 import type { Profile } from '../profile/profile.ts';
@@ -68,7 +69,7 @@ export interface CompressResult extends Ratios {
  * Compresses the state of one sequence (blob or file bytes; never changed) into a container.
  * `target`: a path (written as a partial file, renamed when whole) or a ContainerTarget. Memory beyond the state:
  * the prepared bases and about three chunks.
- * Throws KVTC_STATE_* for bytes that are no state of this model, KVTC_PLAN_MISSING for a ratio without plan,
+ * A q8_0 cache is coded as f16. Throws KVTC_STATE_* for bytes that are no state of this model, KVTC_PLAN_MISSING for a ratio without plan,
  * KVTC_ROWS_NOT_FINITE for NaN or ±Inf in coded rows, KVTC_OPTION_INVALID, KVTC_WRITE_FAILED, KVTC_ABORTED.
  * Source: paper §2-3; docs/format/container.md, docs/format/paper-codec.md.
  */
@@ -83,8 +84,9 @@ export async function compressState(
   const { signal, onEvent } = options;
   throwIfAborted(signal);
   const setting = settingOf(options);
-  const view = parseState(state);
-  checkState(view, profile);
+  const found = parseState(state);
+  checkState(found, profile);
+  const view = withoutQ8(found, profile);
   const tokens = options.tokens ?? view.tokens;
   if (tokens !== null && tokens.length !== view.tokenCount) {
     throw new KvtcError('KVTC_STATE_MISMATCH', `${tokens.length} token ids for a state of ${view.tokenCount} tokens`, {
@@ -147,10 +149,7 @@ export async function compressState(
     );
     throwIfAborted(signal);
     const { byteLength, parts } = await writer.finish();
-    const rawBytes = STREAMS.reduce(
-      (sum, stream) => sum + elementBytes(elements[stream], streamWidth(geometry, stream)) * view.tokenCount,
-      0,
-    );
+    const rawBytes = (found.keyRowBytes + found.valueRowBytes) * geometry.layers * found.tokenCount;
     return {
       tokenCount: view.tokenCount,
       rawBytes,
@@ -188,6 +187,14 @@ function planFor(profile: Profile, stream: StreamKind, ratio: number): PaperPlan
     );
   }
   return plans[stream];
+}
+
+/** q8_0 rows become f16, the engine's rotation undone: the transform takes plain values, and restore gives f16 back. */
+function withoutQ8(view: StateView, profile: Profile): StateView {
+  const plain = (element: ElementType): ElementType => (element === 'q8_0' ? 'f16' : element);
+  const types = { keyType: plain(view.keyType), valueType: plain(view.valueType) };
+  if (types.keyType === view.keyType && types.valueType === view.valueType) return view;
+  return retypeState(view, profile.model.geometry, types).view;
 }
 
 function checkState(view: StateView, profile: Profile): void {

@@ -43,7 +43,7 @@ export async function exactWeights(
     return { path: modelPath, type, copied: false };
   }
   const { mtimeMs } = await stat(modelPath);
-  const identity = createHash('sha256').update(`${modelPath}\n${gguf.byteLength}\n${mtimeMs}\n${gguf.fingerprint}`);
+  const identity = createHash('sha256').update(`${modelPath}\n${gguf.byteLength}\n${mtimeMs}\n${gguf.headerSha256}`);
   const name = `${basename(modelPath, '.gguf')}-${identity.digest('hex').slice(0, 16)}.${type}.gguf`;
   const path = join(directory, name);
   await mkdir(directory, { recursive: true }).catch((error: unknown) => {

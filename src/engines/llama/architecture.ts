@@ -8,6 +8,7 @@ import type { CacheGeometry } from '../../base/geometry.ts';
 import type { ModelIdentity } from '../../profile/profile.ts';
 import type { RopePairing } from '../../rope/description.ts';
 import type { Gguf } from './gguf.ts';
+import { fingerprintModel } from './gguf.ts';
 import { numberAt, stringAt } from './gguf-keys.ts';
 import { ropeFromGguf } from './rope-from-gguf.ts';
 
@@ -110,7 +111,7 @@ export async function modelIdentity(gguf: Gguf): Promise<ModelIdentity> {
     name: stringAt(gguf, 'general.name', basename(gguf.path, '.gguf')),
     geometry,
     rope,
-    fingerprint: gguf.fingerprint,
+    fingerprint: await fingerprintModel(gguf),
   };
 }
 

@@ -82,8 +82,8 @@ test('steps over long arrays and keeps their count', () => {
   });
 });
 
-test('gives the same fingerprint to the same header and another to any other', () => {
-  const fingerprint = (bytes: Uint8Array): string | undefined => parseGguf(bytes, bytes.length, '')?.fingerprint;
+test('gives the same digest to the same header and another to any other', () => {
+  const fingerprint = (bytes: Uint8Array): string | undefined => parseGguf(bytes, bytes.length, '')?.headerSha256;
   const one = fingerprint(encodeGguf({ n: { u32: 7 } }, small));
   assert.match(one ?? '', /^[0-9a-f]{64}$/);
   assert.equal(
@@ -107,7 +107,7 @@ test('asks for more bytes while the file has them, and refuses files that end', 
     assert.equal(parseGguf(tiny.subarray(0, end), tiny.length, ''), null);
     throwsCode(() => parseGguf(tiny.subarray(0, end), end, ''), 'KVTC_GGUF_MALFORMED');
   }
-  assert.equal(parseGguf(tiny.subarray(0, gguf.dataOffsetBytes), tiny.length, '')?.fingerprint, gguf.fingerprint);
+  assert.equal(parseGguf(tiny.subarray(0, gguf.dataOffsetBytes), tiny.length, '')?.headerSha256, gguf.headerSha256);
   throwsCode(() => parseGguf(tiny.subarray(0, tiny.length - 32), tiny.length - 32, ''), 'KVTC_GGUF_MALFORMED');
 });
 
