@@ -67,7 +67,8 @@ def run(arguments: argparse.Namespace) -> dict[str, object]:
         )
         settings.check()
     for name in ("documents_count", "threads", "document_tokens"):
-        if (getattr(arguments, name, None) or 1) < 1 or getattr(arguments, name, None) == 0:
+        value = getattr(arguments, name, None)
+        if value is not None and value < 1:
             raise CollectError("KVTC_OPTION_INVALID", f"--{name.replace('_', '-')} must be at least 1")
     if min(arguments.sinks, getattr(arguments, "window", 0), getattr(arguments, "seed", 0)) < 0:
         raise CollectError("KVTC_OPTION_INVALID", "--sinks, --window and --seed must not be negative")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,8 +33,17 @@ def covariance(moments: dict[str, torch.Tensor], stream: str) -> tuple[torch.Ten
     return moments[f"{stream}.shift"].double() + mean, full - torch.outer(mean, mean)
 
 
-def compare(moments: dict[str, torch.Tensor], profile: dict[str, torch.Tensor], stream: str) -> dict[str, object]:
-    """Captured and best energy shares at some ranks, and how far means and variances are apart."""
+@dataclass(frozen=True)
+class Comparison:
+    """Shares of the energy at some ranks, and how far means and variances are apart."""
+
+    ranks: list[tuple[int, float, float]]  # (rank, captured by the profile, captured by the best basis)
+    mean_distance: float
+    variance_distance: float
+
+
+def compare(moments: dict[str, torch.Tensor], profile: dict[str, torch.Tensor], stream: str) -> Comparison:
+    """Judges one stream of a profile by moments."""
     mean, cov = covariance(moments, stream)
     basis = profile[f"{stream}.basis"].double()
     captured = ((basis @ cov) * basis).sum(dim=1)
@@ -44,11 +54,11 @@ def compare(moments: dict[str, torch.Tensor], profile: dict[str, torch.Tensor], 
         rank = max(1, round(share * len(basis)))
         rows.append((rank, float(captured[:rank].sum() / total), float(best[:rank].sum() / total)))
     variances = profile[f"{stream}.variances"].double()
-    return {
-        "ranks": rows,
-        "meanDistance": float((profile[f"{stream}.mean"].double() - mean).square().sum() / total),
-        "varianceDistance": float((variances - captured).abs().sum() / captured.sum()),
-    }
+    return Comparison(
+        ranks=rows,
+        mean_distance=float((profile[f"{stream}.mean"].double() - mean).square().sum() / total),
+        variance_distance=float((variances - captured).abs().sum() / captured.sum()),
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,9 +80,11 @@ def main(argv: list[str] | None = None) -> int:
     worst = 0.0
     for stream in STREAMS:
         result = compare(moments, profile, stream)
-        print(f"{stream}: mean off by {result['meanDistance']:.2e} of the energy, variances by "
-              f"{result['varianceDistance']:.2%}")
-        for rank, captured, best in result["ranks"]:
+        print(
+            f"{stream}: mean off by {result.mean_distance:.2e} of the energy, "
+            f"variances by {result.variance_distance:.2%}"
+        )
+        for rank, captured, best in result.ranks:
             print(f"  rank {rank:5d}: profile {captured:.5f}, best {best:.5f}")
             worst = max(worst, best - captured)
     print(f"largest shortfall {worst:.5f}, tolerance {arguments.tolerance}")

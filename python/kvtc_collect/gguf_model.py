@@ -59,7 +59,7 @@ def field(reader: GGUFReader, key: str, default: Any = None) -> Any:
 
 
 def read_facts(reader: GGUFReader, path: Path) -> ModelFacts:
-    """Checks that the architecture is one whose rows are known. Raises KVTC_MODEL_UNSUPPORTED, KVTC_ROPE_UNSUPPORTED."""
+    """Takes only models whose rows are known. Raises KVTC_MODEL_UNSUPPORTED, KVTC_ROPE_UNSUPPORTED."""
     architecture = str(field(reader, "general.architecture", ""))
     pairing = PAIRINGS.get(architecture)
     if pairing is None:

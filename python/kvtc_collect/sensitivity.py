@@ -71,8 +71,8 @@ class Settings:
             raise CollectError(
                 "KVTC_OPTION_INVALID",
                 f"prefix {self.prefixTokens}, continuation {self.continuationTokens}, draws {self.draws}: draws must "
-                f"be at least 1, continuation 2, and the prefix longer than sinks + window ({self.sinks + self.window}) "
-                f"and than half the continuation by {2 * COPY_MARGIN}",
+                "be at least 1, continuation 2, and the prefix longer than sinks + window "
+                f"({self.sinks + self.window}) and than half the continuation by {2 * COPY_MARGIN}",
             )
 
 
@@ -108,9 +108,10 @@ def continuation_of(document: torch.Tensor, index: int, settings: Settings) -> t
 def measure_document(
     model: Any, facts: ModelFacts, document: torch.Tensor, index: int, settings: Settings
 ) -> dict[str, torch.Tensor]:
-    """One document's sums of g gᵀ, f64 [layers·kvHeads, D, D], and its gradients, bf16 [draws, layers·kvHeads, tokens, D].
+    """One document's sums of g gᵀ, f64 [heads, D, D], and its gradients, bf16 [draws, heads, tokens, D].
 
-    In the engine's order of dimensions; only tokens after the sinks and before the window. Raises KVTC_ROWS_NOT_FINITE.
+    Heads are layers · kvHeads, dimensions in the engine's order, tokens those after the sinks and before the window.
+    Raises KVTC_ROWS_NOT_FINITE.
     """
     continuation, uniforms = continuation_of(document, index, settings)
     rows = prefix_rows(model, document[: settings.prefixTokens].long())
@@ -213,6 +214,7 @@ def collect_sensitivity(
         on_step("gradients", found)
     tokens = settings.prefixTokens - settings.sinks - settings.window
     metrics = {stream: sums[stream] / (tokens * settings.draws * len(documents)) for stream in STREAMS}
+    metrics = {stream: (metric + metric.mT) / 2 for stream, metric in metrics.items()}
     scores = {stream: torch.full(documents.shape, torch.nan) for stream in STREAMS}
     for index in range(len(documents)):
         kept = read_tensors(partial.document(index))[0]

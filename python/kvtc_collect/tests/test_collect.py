@@ -1,4 +1,4 @@
-"""Run from ``python/``: ``python -m pytest kvtc_collect/tests`` (or ``python -m unittest kvtc_collect.tests.test_collect``)."""
+"""Tests on tiny random models. Run from ``python/``: ``python -m pytest kvtc_collect/tests``."""
 
 from __future__ import annotations
 
@@ -36,9 +36,23 @@ from kvtc_collect.tensor_file import read_tensors, write_tensors
 
 from . import tiny_gguf as tiny
 
-SETTINGS = Settings(
-    prefixTokens=48, continuationTokens=16, draws=2, seed=11, sinks=4, window=8, device="cpu"
-)
+SETTINGS = Settings(prefixTokens=48, continuationTokens=16, draws=2, seed=11, sinks=4, window=8, device="cpu")
+
+
+def slope(model: Any, rows: Rows, direction: Rows, continuation: torch.Tensor, targets: torch.Tensor) -> float:
+    """Derivative of the targets' log probability along a direction, by finite differences.
+
+    The models' norms compute in f32, so steps cannot be tiny; two sizes cancel the cubic term.
+    """
+
+    def total(size: float) -> float:
+        moved = Rows(rows.keys + size * direction.keys, rows.values + size * direction.values)
+        with torch.no_grad():
+            found = continuation_log_probabilities(model, moved, continuation)
+        return float(found.gather(1, targets[:, None]).sum())
+
+    near, far = ((total(size) - total(-size)) / (2 * size) for size in (0.01, 0.02))
+    return (4 * near - far) / 3
 
 
 class CollectTests(unittest.TestCase):
@@ -109,31 +123,24 @@ class CollectTests(unittest.TestCase):
             rows = prefix_rows(model, document[:48].long())
             gradients = list(sampled_gradients(model, rows, continuation, uniforms))
             with torch.no_grad():
-                targets = [sample_targets(continuation_log_probabilities(model, rows, continuation), u) for u in uniforms]
+                targets = [
+                    sample_targets(continuation_log_probabilities(model, rows, continuation), u) for u in uniforms
+                ]
             self.assertFalse(torch.equal(targets[0], targets[1]))
 
-            def total(keys: torch.Tensor, values: torch.Tensor, drawn: torch.Tensor) -> float:
-                with torch.no_grad():
-                    found = continuation_log_probabilities(model, Rows(keys, values), continuation)
-                return float(found.gather(1, drawn[:, None]).sum())
-
-            def slope(keys: torch.Tensor, values: torch.Tensor, drawn: torch.Tensor) -> float:
-                # The models' norms compute in f32, so steps cannot be tiny; two sizes cancel the cubic term.
-                def central(size: float) -> float:
-                    ahead = total(rows.keys + size * keys, rows.values + size * values, drawn)
-                    behind = total(rows.keys - size * keys, rows.values - size * values, drawn)
-                    return (ahead - behind) / (2 * size)
-
-                return (4 * central(0.01) - central(0.02)) / 3
-
+            random = torch.Generator().manual_seed(1)
             zero = torch.zeros_like(rows.keys)
             for gradient, drawn in zip(gradients, targets, strict=True):
-                # Along the gradient itself the slope is its squared length: no direction has a larger one.
+                # Along the gradient itself the slope is its length; along any other direction, its share.
                 for keys, values in ((gradient.keys, zero), (zero, gradient.values)):
                     length = float(torch.cat([keys, values]).norm())
-                    found = slope(keys / length, values / length, drawn)
+                    found = slope(model, rows, Rows(keys / length, values / length), continuation, drawn)
                     self.assertGreater(length, 1e-3)
                     self.assertAlmostEqual(found / length, 1, delta=1e-3, msg=architecture)
+                aside = Rows(*(torch.randn(rows.keys.shape, generator=random, dtype=torch.float64) for _ in range(2)))
+                predicted = float((gradient.keys * aside.keys + gradient.values * aside.values).sum())
+                found = slope(model, rows, aside, continuation, drawn)
+                self.assertAlmostEqual(found / predicted, 1, delta=1e-3, msg=architecture)
 
     def test_metrics_are_symmetric_positive_and_normalise_the_importances(self) -> None:
         model, facts, _, _ = self.tiny("llama")
@@ -174,7 +181,9 @@ class CollectTests(unittest.TestCase):
             collect_sensitivity(model, facts, self.documents(), SETTINGS, resumed, interrupt)
         self.assertFalse(resumed.exists())
         found_on_disk: list[bool] = []
-        collect_sensitivity(model, facts, self.documents(), SETTINGS, resumed, lambda _p, found: found_on_disk.append(found))
+        collect_sensitivity(
+            model, facts, self.documents(), SETTINGS, resumed, lambda _p, found: found_on_disk.append(found)
+        )
         self.assertEqual(found_on_disk[:3], [True, False, False])
         self.assertEqual(resumed.read_bytes(), whole.read_bytes())
         self.assertEqual(sorted(p.suffix for p in self.folder.iterdir()), [".gguf", ".safetensors", ".safetensors"])
@@ -207,9 +216,9 @@ class CollectTests(unittest.TestCase):
                 f"{stream}.basis": vectors.flip(1).T[:8],
             }
             result = compare(tensors, best, stream)
-            self.assertLess(max(abs(b - c) for _, c, b in result["ranks"]), 1e-9)
+            self.assertLess(max(abs(b - c) for _, c, b in result.ranks), 1e-9)
             worse = compare(tensors, {**best, f"{stream}.basis": vectors.T[:8]}, stream)
-            self.assertGreater(max(b - c for _, c, b in worse["ranks"]), 0.1)
+            self.assertGreater(max(b - c for _, c, b in worse.ranks), 0.1)
 
     def test_the_command_line_measures_and_reports(self) -> None:
         *_, path = self.tiny("llama")
