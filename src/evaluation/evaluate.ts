@@ -14,6 +14,8 @@ import { openModel } from '../engines/llama/session.ts';
 import { openGgmlBackend } from '../linalg/ggml/backend.ts';
 import { openProfile } from '../profile/open-profile.ts';
 import type { ModelIdentity, Profile } from '../profile/profile.ts';
+import type { CloseUp } from './close-up.ts';
+import { measureCloseUp } from './close-up.ts';
 import type { EvaluationText } from './documents.ts';
 import { cutDocuments } from './documents.ts';
 import { exactWeights } from './exact-weights.ts';
@@ -67,6 +69,8 @@ export interface EvaluateOptions extends RunOptions {
   /** File of finished results, to go on after an interruption; none by default. */
   readonly runPath?: string | null | undefined;
   readonly threads?: number | undefined;
+  /** Also look closely at one document, as a report needs it; off by default. */
+  readonly closeUp?: boolean | undefined;
   /** Further treatments on the same documents, such as rivals. */
   readonly treatments?:
     | ((given: { transforms: Transforms; geometry: CacheGeometry }) => readonly Treatment[])
@@ -98,6 +102,8 @@ export interface Evaluation {
     readonly engine: string;
   };
   readonly elapsedMs: number;
+  /** Of the first document, where asked for. */
+  readonly closeUp?: CloseUp | undefined;
 }
 
 /**
@@ -169,6 +175,11 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
       signal,
       onEvent,
     });
+    const [document] = documents;
+    const closeUp =
+      options.closeUp === true && document !== undefined
+        ? await measureCloseUp({ context, document, transforms, ratios, prefixTokens, sinks, window, signal, onEvent })
+        : undefined;
     const [floor, ...rows] = measured.map(({ treatment, results }) => summarise(treatment, results));
     return {
       rows,
@@ -193,6 +204,7 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
         engine: model.engine,
       },
       elapsedMs: performance.now() - startedMs,
+      closeUp,
     };
   } finally {
     for (const close of closers.toReversed()) await close();
