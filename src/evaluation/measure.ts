@@ -4,10 +4,11 @@
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import type { EvaluationDocument } from './documents.ts';
-import type { ProtocolContext, ProtocolShape } from './protocol.ts';
+import type { ReferenceRows } from './metrics.ts';
+import type { PrefixRun, ProtocolShape } from './protocol.ts';
 import { createReference, decodedTokens, runDocument } from './protocol.ts';
-import type { DocumentResult, ResultKey, RunFile } from './run-file.ts';
-import type { Treatment } from './treatment.ts';
+import type { DocumentResult, ResultKey, RunFile, RunResult } from './run-file.ts';
+import type { ProtocolContext, Treatment } from './treatment.ts';
 
 /** A treatment and the documents it is measured on: all, or the first few. */
 export interface PlannedTreatment {
@@ -30,9 +31,36 @@ export interface MeasureOptions extends RunOptions {
 }
 
 /** Results of one treatment, in the order of the documents. */
-export interface Measured {
+export interface Measured<Result> {
   readonly treatment: Treatment;
-  readonly results: readonly DocumentResult[];
+  readonly results: readonly Result[];
+}
+
+/** One prefix and all that is measured from it. */
+export interface Work<Result extends RunResult> {
+  /** sha256, hex, of everything that the results depend on and the key does not say otherwise. */
+  readonly document: string;
+  readonly shape: ProtocolShape;
+  /** Tokens the engine decodes for these treatments. */
+  decodedTokens(treatments: readonly Treatment[]): number;
+  run(
+    treatments: readonly Treatment[],
+    hooks: Pick<PrefixRun, 'onDecoded' | 'signal'> & {
+      readonly onResult: (treatment: Treatment, result: Result) => Promise<void>;
+    },
+  ): Promise<void>;
+}
+
+export interface WorkOptions<Result extends RunResult> extends RunOptions {
+  readonly work: readonly Work<Result>[];
+  readonly plan: readonly PlannedTreatment[];
+  /** Tells results of this kind from others that a run file may hold. */
+  readonly isResult: (result: RunResult) => result is Result;
+  /** Of the progress events. */
+  readonly phase: string;
+  readonly model: string;
+  readonly weights: string;
+  readonly runFile: RunFile;
 }
 
 /** Bytes of exact distributions kept for one document at most. */
@@ -44,54 +72,83 @@ const REFERENCE_LIMIT_BYTES = 2 ** 31;
  * Progress counts decoded tokens of what is left to do. Throws KVTC_OPTION_INVALID for settings that do not fit each
  * other, and what runDocument throws.
  */
-export async function measureTreatments(options: MeasureOptions): Promise<Measured[]> {
-  const { context, vocabulary, documents, plan, shape, runFile, onEvent, signal } = options;
+export async function measureTreatments(options: MeasureOptions): Promise<Measured<DocumentResult>[]> {
+  const { context, vocabulary, documents, shape } = options;
   checkShape(shape, vocabulary);
+  let reference: ReferenceRows | undefined;
+  return measureWork({
+    ...options,
+    phase: 'evaluate',
+    isResult: (result) => 'continuation' in result,
+    work: documents.map((document) => ({
+      document: document.sha256,
+      shape,
+      decodedTokens: (treatments) => decodedTokens(shape, treatments.length, countPrefills(treatments)),
+      run: (treatments, hooks) => {
+        reference ??= createReference(shape, vocabulary);
+        return runDocument(document, treatments, { context, shape, reference, ...hooks });
+      },
+    })),
+  });
+}
+
+/** Treatments that run the prefix through the engine themselves. */
+export function countPrefills(treatments: readonly Treatment[]): number {
+  return treatments.filter(({ prefills }) => prefills === true).length;
+}
+
+/**
+ * Runs work × treatments as `measureTreatments` does, whatever is scored. Throws KVTC_OPTION_INVALID when two treatments
+ * have one name, and what the work throws.
+ */
+export async function measureWork<Result extends RunResult>(options: WorkOptions<Result>): Promise<Measured<Result>[]> {
+  const { work, plan, phase, runFile, onEvent, signal, isResult } = options;
   const labels = new Set(plan.map(({ treatment }) => treatment.label));
   if (labels.size < plan.length) {
     throw new KvtcError('KVTC_OPTION_INVALID', 'two treatments of the evaluation have the same name', {
       treatments: plan.map(({ treatment }) => treatment.label).join(', '),
     });
   }
-  const keyOf = (document: EvaluationDocument, treatment: Treatment): ResultKey => ({
+  const keyOf = ({ document, shape }: Work<Result>, treatment: Treatment): ResultKey => ({
     model: options.model,
     weights: options.weights,
     treatment: `${treatment.label} ${JSON.stringify(treatment.settings)}`,
-    document: document.sha256,
+    document,
     ...shape,
   });
-  const wanted = (index: number): Treatment[] =>
-    plan.filter((planned) => index < planned.documents).map(({ treatment }) => treatment);
-  const pending = documents.map((document, index) =>
-    wanted(index).filter((treatment) => runFile.find(keyOf(document, treatment)) === undefined),
+  const find = (item: Work<Result>, treatment: Treatment): Result | undefined => {
+    const found = runFile.find(keyOf(item, treatment));
+    return found !== undefined && isResult(found) ? found : undefined;
+  };
+  const pending = work.map((item, index) =>
+    plan
+      .filter((planned) => index < planned.documents)
+      .map(({ treatment }) => treatment)
+      .filter((treatment) => find(item, treatment) === undefined),
   );
-  const total = pending.reduce((sum, { length }) => sum + (length === 0 ? 0 : decodedTokens(shape, length)), 0);
-  const reference = createReference(
-    total === 0 ? { ...shape, continuationTokens: 0, copyTokens: 0 } : shape,
-    vocabulary,
-  );
+  const total = work.reduce((sum, item, index) => {
+    const treatments = pending[index] ?? [];
+    return sum + (treatments.length === 0 ? 0 : item.decodedTokens(treatments));
+  }, 0);
   let done = 0;
-  onEvent?.({ type: 'progress', phase: 'evaluate', done, total, unit: 'tokens' });
-  for (const [index, document] of documents.entries()) {
+  onEvent?.({ type: 'progress', phase, done, total, unit: 'tokens' });
+  for (const [index, item] of work.entries()) {
     const treatments = pending[index] ?? [];
     if (treatments.length === 0) continue;
-    await runDocument(document, treatments, {
-      context,
-      shape,
-      reference,
+    await item.run(treatments, {
       signal,
       onDecoded: (tokens) => {
         done += tokens;
-        onEvent?.({ type: 'progress', phase: 'evaluate', done, total, unit: 'tokens' });
+        onEvent?.({ type: 'progress', phase, done, total, unit: 'tokens' });
       },
-      onResult: (treatment, result) => runFile.add(keyOf(document, treatment), result),
+      onResult: (treatment, result) => runFile.add(keyOf(item, treatment), result),
     });
   }
   return plan.map((planned) => ({
     treatment: planned.treatment,
-    results: documents
+    results: work
       .slice(0, planned.documents)
-      .map((document) => runFile.find(keyOf(document, planned.treatment)))
+      .map((item) => find(item, planned.treatment))
       .filter((result) => result !== undefined),
   }));
 }

@@ -30,14 +30,8 @@ const resultKey = z.strictObject({
   sliceTokens: z.number(),
 });
 
-const documentResult = z.object({
-  kind: z.string(),
-  source: z.string(),
-  /** Continuation, and copy probe; of the run from the treated cache and of the exact run. */
-  continuation: scores,
-  continuationExact: scores,
-  copy: scores,
-  copyExact: scores,
+/** What a treatment stores of a prefix and how long everything took. */
+const costs = z.object({
   paperRatio: z.number().nullable(),
   effectiveRatio: z.number().nullable(),
   storedBytes: z.number().nullable(),
@@ -47,17 +41,56 @@ const documentResult = z.object({
   continueMs: z.number(),
 });
 
-const runLine = z.object({ key: resultKey, result: documentResult });
+const documentResult = costs.extend({
+  kind: z.string(),
+  source: z.string(),
+  /** Continuation, and copy probe; of the run from the treated cache and of the exact run. */
+  continuation: scores,
+  continuationExact: scores,
+  copy: scores,
+  copyExact: scores,
+});
+
+/** One question put to a cache; scores are over the tokens of its answer, or of all its choices. */
+const questionResult = z.object({
+  /** Where in the prefix the answer stands, 0 to 1; null where it has no one place. */
+  depth: z.number().nullable(),
+  /** Every token of the answer is the most likely one, or the right choice the likeliest. */
+  correct: z.boolean(),
+  correctExact: z.boolean(),
+  /** Tokens of the answer before the first that is not the most likely one. */
+  leadingTokens: z.number(),
+  answerTokens: z.number(),
+  scores,
+  exact: scores,
+});
+
+const taskResult = costs.extend({
+  kind: z.string(),
+  source: z.string(),
+  prefixTokens: z.number(),
+  /** What the item was built to; the grid of a needle test counts in these. */
+  lengthTokens: z.number(),
+  questions: z.array(questionResult),
+});
+
+const runLine = z.object({ key: resultKey, result: z.union([documentResult, taskResult]) });
 
 export type ResultKey = z.infer<typeof resultKey>;
+export type CacheCosts = Readonly<z.infer<typeof costs>>;
 /** What one treatment did to one document. */
 export type DocumentResult = Readonly<z.infer<typeof documentResult>>;
+export type QuestionResult = Readonly<z.infer<typeof questionResult>>;
+/** What one treatment did to one task item. */
+export type TaskResult = Readonly<z.infer<typeof taskResult>>;
+/** Keys tell documents from task items: these have no continuation. */
+export type RunResult = DocumentResult | TaskResult;
 
 /** Finished results by key, and a place to add more. Close it. */
 export interface RunFile {
-  find(key: ResultKey): DocumentResult | undefined;
+  find(key: ResultKey): RunResult | undefined;
   /** Appends and syncs one line: once this resolves, the result survives a kill. */
-  add(key: ResultKey, result: DocumentResult): Promise<void>;
+  add(key: ResultKey, result: RunResult): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -66,7 +99,7 @@ export interface RunFile {
  * interruption is dropped. Throws KVTC_RUN_MALFORMED when another line is no result, KVTC_WRITE_FAILED.
  */
 export async function openRunFile(path: string | null): Promise<RunFile> {
-  const results = new Map<string, DocumentResult>();
+  const results = new Map<string, RunResult>();
   const name = (key: ResultKey): string => JSON.stringify(resultKey.parse(key));
   if (path === null) {
     return {

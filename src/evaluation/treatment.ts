@@ -13,11 +13,17 @@ import { openContainer } from '../container/reader.ts';
 import { memoryTarget } from '../container/target.ts';
 import type { StateView } from '../engines/llama/state.ts';
 import { gatherRows, parseState, rowBytesOf, scatterRows } from '../engines/llama/state.ts';
+import type { LlamaContext } from '../engines/llama/session.ts';
+
+/** What the protocol asks of an engine. */
+export type ProtocolContext = Pick<LlamaContext, 'clear' | 'decode' | 'logits' | 'getState' | 'setState' | 'truncate'>;
 
 /** A cache as a codec would give it back, and what it would store for it. */
 export interface TreatedState {
-  /** Sequence state that the engine takes. */
+  /** Sequence state that the engine takes; not looked at when `context` is there. */
   readonly state: Uint8Array;
+  /** A context of the treatment's own, of the same model, that holds exactly the prefix. */
+  readonly context?: ProtocolContext;
   /** Both as docs/accounting.md defines them; null where nothing is stored. */
   readonly paperRatio: number | null;
   readonly effectiveRatio: number | null;
@@ -33,8 +39,15 @@ export interface Treatment {
   readonly ratio: number | null;
   /** Every setting that the outcome depends on, the profile's id among them. */
   readonly settings: Readonly<Record<string, string | number>>;
+  /** True when `apply` runs the prefix through the engine again; for progress. */
+  readonly prefills?: boolean;
   /** `state`: the exact cache of `tokens`, never changed. */
-  apply(state: Uint8Array, tokens: Int32Array, options: Pick<RunOptions, 'signal'>): Promise<TreatedState>;
+  apply(state: Uint8Array, tokens: Int32Array, options: ApplyOptions): Promise<TreatedState>;
+}
+
+export interface ApplyOptions extends Pick<RunOptions, 'signal'> {
+  /** Told of tokens that `apply` decodes. */
+  readonly onDecoded?: ((tokens: number) => void) | undefined;
 }
 
 /** Settings of `compress` that change what is stored. */

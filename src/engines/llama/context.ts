@@ -5,7 +5,8 @@
 import koffi from 'koffi';
 import { KvtcError, invariant } from '../../base/errors.ts';
 import { throwIfAborted } from '../../base/events.ts';
-import type { ElementType } from '../../base/geometry.ts';
+import type { CacheType } from '../../base/geometry.ts';
+import { isBlockType } from '../../base/geometry.ts';
 import { clearEngineErrors, engineErrors } from '../../native/log.ts';
 import type { ModelIdentity } from '../../profile/profile.ts';
 import { createAbortFlag } from './abort-flag.ts';
@@ -16,7 +17,7 @@ import type { Pointer } from './bindings.ts';
 import { callAsync, llamaLibrary } from './bindings.ts';
 import type { ContextOptions, DecodeOptions, LlamaContext } from './llama-context.ts';
 import type { StateView } from './state-layout.ts';
-import { GGML_ELEMENT, parseState } from './state-layout.ts';
+import { GGML_ELEMENT, OTHER_TYPES, parseState } from './state-layout.ts';
 import { requireStateFits } from './state-fit.ts';
 import { attachTap } from './tap.ts';
 
@@ -48,8 +49,8 @@ export async function createContext(
   const batchTokens = positive('batchTokens', options.batchTokens ?? contextTokens);
   const threads = positive('threads', options.threads ?? model.threads, 512);
   const microBatchTokens = Math.min(positive('microBatchTokens', options.microBatchTokens ?? 512), batchTokens);
-  if (valueType === 'q8_0' && !flashAttention) {
-    throw new KvtcError('KVTC_OPTION_INVALID', 'q8_0 values need flash attention');
+  if (isBlockType(valueType) && !flashAttention) {
+    throw new KvtcError('KVTC_OPTION_INVALID', `${valueType} values need flash attention`);
   }
   const abort = createAbortFlag();
   const tap = options.tap === undefined ? null : attachTap(options.tap);
@@ -96,8 +97,8 @@ class Context implements LlamaContext {
   readonly contextTokens: number;
   readonly batchTokens: number;
   readonly sequences: number;
-  readonly keyType: ElementType;
-  readonly valueType: ElementType;
+  readonly keyType: CacheType;
+  readonly valueType: CacheType;
   readonly vTransposed: boolean;
   readonly streams: number;
   readonly #settings: Settings;
@@ -345,8 +346,8 @@ class Context implements LlamaContext {
   }
 }
 
-function typeCode(type: ElementType): number {
-  for (const [code, name] of GGML_ELEMENT) if (name === type) return code;
+function typeCode(type: CacheType): number {
+  for (const [code, name] of [...GGML_ELEMENT, ...OTHER_TYPES]) if (name === type) return code;
   throw new KvtcError('KVTC_OPTION_INVALID', `${String(type)} is no cache type`);
 }
 

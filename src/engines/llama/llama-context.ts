@@ -1,7 +1,7 @@
 // The contract of a context: options and methods. Implemented by context.ts, made by LlamaModel.createContext.
 
 import type { RunOptions } from '../../base/events.ts';
-import type { ElementType } from '../../base/geometry.ts';
+import type { CacheType } from '../../base/geometry.ts';
 import type { StateView } from './state-layout.ts';
 import type { TensorTap } from './tap.ts';
 
@@ -12,8 +12,9 @@ export interface ContextOptions {
   readonly batchTokens?: number | undefined;
   /** Tokens computed at once. 512 keeps working memory low at full speed. */
   readonly microBatchTokens?: number | undefined;
-  readonly keyType?: ElementType | undefined;
-  readonly valueType?: ElementType | undefined;
+  /** Default f16. Quantised types need heads of a multiple of 32; a context of q5 or q4 gives no states out and takes none. */
+  readonly keyType?: CacheType | undefined;
+  readonly valueType?: CacheType | undefined;
   /** On by default; off stores values channel-major and computes attention in full precision. */
   readonly flashAttention?: boolean | undefined;
   /** Sequences the context holds; default 1. */
@@ -39,8 +40,8 @@ export interface LlamaContext {
   readonly contextTokens: number;
   readonly batchTokens: number;
   readonly sequences: number;
-  readonly keyType: ElementType;
-  readonly valueType: ElementType;
+  readonly keyType: CacheType;
+  readonly valueType: CacheType;
   readonly vTransposed: boolean;
   /** Streams its states have. */
   readonly streams: number;

@@ -1,7 +1,7 @@
 // Whether a parsed state is one that a given context can take. Does not touch the context.
 
 import { KvtcError } from '../../base/errors.ts';
-import type { ElementType } from '../../base/geometry.ts';
+import type { CacheType } from '../../base/geometry.ts';
 import { elementBytes, layerWidth } from '../../base/geometry.ts';
 import type { ModelIdentity } from '../../profile/profile.ts';
 import type { StateView } from './state-layout.ts';
@@ -9,8 +9,8 @@ import type { StateView } from './state-layout.ts';
 /** What matters of a context. */
 export interface StateTarget {
   readonly contextTokens: number;
-  readonly keyType: ElementType;
-  readonly valueType: ElementType;
+  readonly keyType: CacheType;
+  readonly valueType: CacheType;
   readonly vTransposed: boolean;
   readonly streams: number;
 }

@@ -30,7 +30,8 @@ export const GGML_ELEMENT: ReadonlyMap<number, ElementType> = new Map([
   [8, 'q8_0'],
   [30, 'bf16'],
 ]);
-const OTHER_TYPES: ReadonlyMap<number, string> = new Map([
+/** Cache types the engine has and this build does not read. */
+export const OTHER_TYPES: ReadonlyMap<number, string> = new Map([
   [2, 'q4_0'],
   [3, 'q4_1'],
   [6, 'q5_0'],
