@@ -1,13 +1,17 @@
-// Scale classes: how σ, step and a token's step multiplier choose a coding table, in integers throughout, so that no
-// machine can choose another table than the writer's (docs/format/wtc-codec.md, "Classes"). Does not know tables.
+// Scale classes: how σ, step, a token's step multiplier and its magnitudes so far choose a coding table; in integers
+// throughout, so that no machine can choose another table than the writer's (docs/format/wtc-codec.md, "Classes").
+// Does not know tables.
 
 import { invariant } from '../../base/errors.ts';
 
 /** σ and step are known as whole numbers of 1/256 octave: scale index = round(256 · log2 σ). */
 export const SCALE_UNITS = 256;
 
-/** A class is a quarter octave of σ / (Δ · m). Classes below this are never coded. */
-export const CLASS_MIN = -12;
+/** Scale indices lie in [−SCALE_INDEX_LIMIT, SCALE_INDEX_LIMIT]: σ within 2^±64. */
+export const SCALE_INDEX_LIMIT = 64 * SCALE_UNITS;
+
+/** A class is a quarter octave of σ / (Δ · m). Lower ones are coded as this one. */
+export const CLASS_MIN = -10;
 
 /** Higher classes (σ beyond 23 000 steps) are coded as this one. */
 export const CLASS_MAX = 58;
@@ -16,11 +20,14 @@ export const CLASS_MAX = 58;
 export const TOKEN_CLASS_MIN = -8;
 export const TOKEN_CLASSES = 16;
 
-/** Components are coded in groups of this many. */
-export const GROUP_SIZE = 4;
+/** After every so many components a token's class shift is set anew from its magnitudes so far. */
+export const BLOCK_COMPONENTS = 32;
 
-/** Scale indices lie in [−SCALE_INDEX_LIMIT, SCALE_INDEX_LIMIT]: σ within 2^±64. */
-export const SCALE_INDEX_LIMIT = 64 * SCALE_UNITS;
+/** Weighted magnitudes, observed and expected, that every token starts with: keeps early shifts small. */
+export const SHIFT_PRIOR = 256;
+
+/** Ratios of observed to expected, in 1/1024, at which the shift turns −1, −2 (below) and 1, 2 (at or above). */
+export const SHIFT_RATIOS = { minusTwo: 790, minusOne: 939, one: 1117, two: 1328 } as const;
 
 /**
  * Scale indices of standard deviations, i16[rank], made non-increasing (a component never ranks above its
@@ -55,8 +62,8 @@ export function stepMultiplier(tokenClass: number): number {
 }
 
 /**
- * Class of every component for a token of class 0: ⌊(scale − step + 32) / 64⌋. A token of class c is coded with
- * class − 2c, clamped into [CLASS_MIN − 1, CLASS_MAX]. Returns i16[rank].
+ * Class of every component for a token of class 0: ⌊(scale − step + 32) / 64⌋, i16[rank]. In a token of class c it is
+ * less by 2c.
  */
 export function componentClasses(scales: Int16Array, rank: number, stepIndex: number): Int16Array {
   const classes = new Int16Array(rank);
@@ -64,25 +71,36 @@ export function componentClasses(scales: Int16Array, rank: number, stepIndex: nu
   return classes;
 }
 
-/** Class of every group of four components, from the mean of their scale indices: ⌊(sum − 4 · step + 128) / 256⌋. */
-export function groupClasses(scales: Int16Array, rank: number, stepIndex: number): Int16Array {
-  const classes = new Int16Array(rank / GROUP_SIZE);
-  for (let g = 0, i = 0; g < classes.length; g++, i += GROUP_SIZE) {
-    const sum = scales[i]! + scales[i + 1]! + scales[i + 2]! + scales[i + 3]!;
-    classes[g] = (sum - GROUP_SIZE * stepIndex + 128) >> 8;
+/** Class of every pair of components, from both scales: ⌊(sum − 2 · step + 64) / 128⌋, i16[rank / 2]. */
+export function pairClasses(scales: Int16Array, rank: number, stepIndex: number): Int16Array {
+  const classes = new Int16Array(rank / 2);
+  for (let u = 0; u < classes.length; u++) {
+    classes[u] = (scales[2 * u]! + scales[2 * u + 1]! - 2 * stepIndex + 64) >> 7;
   }
   return classes;
 }
 
-/** How many groups a token of class `tokenClass` codes: those whose class is at least `cut`. They come first. */
-export function codedGroups(groups: Int16Array, tokenClass: number, cut: number): number {
+/** How many pairs a token of class `tokenClass` codes: those whose class is at least `cut`. They come first. */
+export function codedPairs(pairs: Int16Array, tokenClass: number, cut: number): number {
   const bound = cut + 2 * tokenClass;
   let low = 0;
-  let high = groups.length;
+  let high = pairs.length;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (groups[middle]! >= bound) low = middle + 1;
+    if (pairs[middle]! >= bound) low = middle + 1;
     else high = middle;
   }
   return low;
+}
+
+/**
+ * The shift of a token's classes, −2 to 2, from its weighted magnitudes so far and what was expected of them: tokens
+ * differ in scale, and the first components show it. Products stay below 2^53.
+ */
+export function classShift(observed: number, expected: number): number {
+  const scaled = (observed + SHIFT_PRIOR) * 1024;
+  const base = expected + SHIFT_PRIOR;
+  if (scaled >= base * SHIFT_RATIOS.one) return scaled >= base * SHIFT_RATIOS.two ? 2 : 1;
+  if (scaled < base * SHIFT_RATIOS.minusOne) return scaled < base * SHIFT_RATIOS.minusTwo ? -2 : -1;
+  return 0;
 }

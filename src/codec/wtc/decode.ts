@@ -1,36 +1,51 @@
 // Decodes one chunk of a stream: lanes of rANS words → coefficients (docs/format/wtc-codec.md, docs/format/entropy.md).
-// One pass walks all lanes together, group by group, so that a lane's long dependency chain overlaps the others'.
-// Everything it reads is bounded by the plan; wrong bytes end in KVTC_CHUNK_MALFORMED.
+// All lanes walk together, pair by pair, so that one lane's long dependency chain overlaps the others'.
+// Everything it reads and writes is bounded by the plan; wrong bytes end in KVTC_CHUNK_MALFORMED.
 
 import { KvtcError } from '../../base/errors.ts';
 import { LOWER_BOUND, PROBABILITY_SCALE, checkLaneEnd } from '../entropy/rans.ts';
-import { CLASS_MAX, CLASS_MIN, GROUP_SIZE, codedGroups, stepMultiplier } from './classes.ts';
-import { ENTRY_STRIDE, FIRST_PAIR, FIRST_QUAD, LOWEST_PAIR_CLASS, reconstruct } from './coder-tables.ts';
+import { BLOCK_COMPONENTS, CLASS_MIN, TOKEN_CLASS_MIN, classShift, codedPairs, stepMultiplier } from './classes.ts';
+import { reconstruct } from './coder-tables.ts';
 import type { ChunkFrame } from './frame.ts';
 import { laneTokens } from './frame.ts';
 import type { WtcPlan } from './plan.ts';
+import { weightRow } from './symbolise.ts';
 import {
+  ENTRY_STRIDE,
   PAIR_CLASS_MAX,
-  PAIR_ESCAPE,
-  QUAD_CLASS_MAX,
-  QUAD_ESCAPE,
+  SHORT_PAIR_CLASS_MAX,
   SINGLE_CLASS_MAX,
   SINGLE_ESCAPE,
   SINGLE_REACH,
+  SINGLE_TABLES,
+  clampClass,
   rawBitsOf,
 } from './symbols.ts';
 
 const MASK = PROBABILITY_SCALE - 1;
+const BLOCK_PAIRS = BLOCK_COMPONENTS / 2;
+const SHORT_PAIR_ROWS = SHORT_PAIR_CLASS_MAX - CLASS_MIN + 1;
 
-/** Where each lane stands. */
+/** Where each lane stands, one entry per lane. */
 interface Lanes {
+  readonly words: Uint16Array;
   readonly states: Int32Array;
   readonly positions: Int32Array;
+  /** Pairs of the lane's token that are still coded at all. */
+  readonly pairCounts: Int32Array;
+  /** Twice the token's class, and that less the shift its magnitudes give. */
+  readonly tokenShifts: Int32Array;
+  readonly shifts: Int32Array;
+  /** The token's step and its weighted magnitudes so far. */
+  readonly steps: Float64Array;
+  readonly observed: Int32Array;
+  /** One block of components per lane: writing rows directly would fight over cache sets. */
+  readonly block: Float32Array;
 }
 
 /**
- * Fills `out` f32[tokenCount, plan.rank] and `tokenClasses` i8[tokenCount] from a parsed frame. The integer part is the
- * same on every machine; a coefficient is f32(value · Δ · m). Throws KVTC_CHUNK_MALFORMED.
+ * Fills `out` f32[tokenCount, plan.rank] and `tokenClasses` i8[tokenCount] from a parsed frame. Integers are the same on
+ * every machine; a coefficient is f32(value · Δ · m). Throws KVTC_CHUNK_MALFORMED.
  */
 export function decodeLanes(
   frame: ChunkFrame,
@@ -39,175 +54,157 @@ export function decodeLanes(
   out: Float32Array,
   tokenClasses: Int8Array,
 ): void {
-  const { words, laneStarts, lanes } = frame;
-  const { rank, groupClasses, cut } = plan;
-  const states = new Int32Array(lanes);
-  const positions = new Int32Array(lanes);
-  for (let l = 0; l < lanes; l++) {
-    const at = laneStarts[l]!;
-    states[l] = words[at]! | (words[at + 1]! << 16);
-    positions[l] = at + 2;
-    if (states[l]! < LOWER_BOUND) malformed(`lane ${l} begins in state ${states[l]}`);
-  }
-  out.fill(0, 0, tokenCount * rank);
-
-  const active: Lanes = { states, positions };
-  const firstTokens = Int32Array.from({ length: lanes }, (_, l) => laneTokens(tokenCount, lanes, l));
-  const shifts = new Int32Array(lanes);
-  const offsets = new Int32Array(lanes);
-  const counts = new Int32Array(lanes);
-  const steps = new Float64Array(lanes);
-  const longest = Math.ceil(tokenCount / lanes);
+  const { laneStarts, lanes: laneCount } = frame;
+  const lanes = startLanes(frame);
+  out.fill(0, 0, tokenCount * plan.rank);
+  const longest = Math.ceil(tokenCount / laneCount);
+  const rowStarts = new Int32Array(laneCount);
+  const expected: Int32Array[] = [];
   for (let turn = 0; turn < longest; turn++) {
-    let groups = 0;
-    for (let l = 0; l < lanes; l++) {
-      const token = firstTokens[l]! + turn;
-      counts[l] = 0;
-      if (token >= laneTokens(tokenCount, lanes, l + 1)) continue;
-      const tokenClass = decodeTokenClass(active, l, words, frame);
-      tokenClasses[token] = tokenClass;
-      shifts[l] = 2 * tokenClass;
-      offsets[l] = token * rank;
-      steps[l] = plan.step * stepMultiplier(tokenClass);
-      counts[l] = codedGroups(groupClasses, tokenClass, cut);
-      groups = Math.max(groups, counts[l]!);
-    }
-    decodeGroups(active, words, plan, groups, counts, shifts, offsets, steps, out);
-  }
-  for (let l = 0; l < lanes; l++) {
-    const start = laneStarts[l]!;
-    checkLaneEnd(l, states[l]!, positions[l]! - start, laneStarts[l + 1]! - start);
-  }
-}
-
-function decodeTokenClass({ states, positions }: Lanes, l: number, words: Uint16Array, frame: ChunkFrame): number {
-  const entry = frame.tokenClassSlots[states[l]! & MASK]!;
-  let x = Math.imul((entry >>> 12) & 8191, states[l]! >>> 12) + (entry & MASK);
-  if (x < LOWER_BOUND) x = (x << 16) | words[positions[l]!++]!;
-  states[l] = x;
-  return (entry >>> 25) - 8;
-}
-
-/** One token of every lane: groups [0, groups), in each of them lanes in order. Hot. */
-function decodeGroups(
-  lanes: Lanes,
-  words: Uint16Array,
-  plan: WtcPlan,
-  groups: number,
-  counts: Int32Array,
-  shifts: Int32Array,
-  offsets: Int32Array,
-  steps: Float64Array,
-  out: Float32Array,
-): void {
-  const { states, positions } = lanes;
-  const { groupClasses, componentClasses } = plan;
-  const { slots, singleValues, pairValues, quadValues } = plan.tables;
-  const laneCount = states.length;
-  for (let g = 0; g < groups; g++) {
-    const groupClass = groupClasses[g]!;
+    let pairs = 0;
     for (let l = 0; l < laneCount; l++) {
-      if (g >= counts[l]!) continue;
-      const scaleClass = groupClass - shifts[l]!;
-      let x = states[l]!;
-      const at = offsets[l]! + g * GROUP_SIZE;
-      if (scaleClass <= QUAD_CLASS_MAX) {
-        const row = scaleClass - CLASS_MIN;
-        const entry = slots[((FIRST_QUAD + row) << 12) + (x & MASK)]!;
-        x = Math.imul((entry >>> 12) & 8191, x >>> 12) + (entry & MASK);
-        if (x < LOWER_BOUND) x = (x << 16) | words[positions[l]!++]!;
-        states[l] = x;
-        const symbol = entry >>> 25;
-        if (symbol === 0) continue;
-        if (symbol === QUAD_ESCAPE) {
-          for (let i = 0; i < 4; i++) out[at + i] = decodeSingle(lanes, l, words, plan, scaleClass) * steps[l]!;
-          continue;
-        }
-        const from = (row * ENTRY_STRIDE + symbol) * 4;
-        const step = steps[l]!;
-        out[at] = quadValues[from]! * step;
-        out[at + 1] = quadValues[from + 1]! * step;
-        out[at + 2] = quadValues[from + 2]! * step;
-        out[at + 3] = quadValues[from + 3]! * step;
-      } else if (scaleClass <= PAIR_CLASS_MAX) {
-        const row = scaleClass - LOWEST_PAIR_CLASS;
-        const table = (FIRST_PAIR + row) << 12;
-        const step = steps[l]!;
-        for (let i = 0; i < 4; i += 2) {
-          const entry = slots[table + (x & MASK)]!;
-          x = Math.imul((entry >>> 12) & 8191, x >>> 12) + (entry & MASK);
-          if (x < LOWER_BOUND) x = (x << 16) | words[positions[l]!++]!;
-          const symbol = entry >>> 25;
-          if (symbol === PAIR_ESCAPE) {
-            states[l] = x;
-            out[at + i] = decodeSingle(lanes, l, words, plan, scaleClass) * step;
-            out[at + i + 1] = decodeSingle(lanes, l, words, plan, scaleClass) * step;
-            x = states[l]!;
-          } else {
-            const from = (row * ENTRY_STRIDE + symbol) * 2;
-            out[at + i] = pairValues[from]! * step;
-            out[at + i + 1] = pairValues[from + 1]! * step;
-          }
-        }
-        states[l] = x;
-      } else {
-        const step = steps[l]!;
-        const shift = shifts[l]!;
-        for (let i = 0; i < 4; i++) {
-          const componentClass = componentClasses[g * GROUP_SIZE + i]! - shift;
-          if (componentClass > SINGLE_CLASS_MAX || componentClass < CLASS_MIN) {
-            states[l] = x;
-            out[at + i] = decodeSingle(lanes, l, words, plan, componentClass) * step;
-            x = states[l]!;
-            continue;
-          }
-          const row = componentClass - CLASS_MIN;
-          const entry = slots[(row << 12) + (x & MASK)]!;
-          x = Math.imul((entry >>> 12) & 8191, x >>> 12) + (entry & MASK);
-          if (x < LOWER_BOUND) x = (x << 16) | words[positions[l]!++]!;
-          const symbol = entry >>> 25;
-          if (symbol === SINGLE_ESCAPE) {
-            states[l] = x;
-            out[at + i] = reconstruct(decodeEscape(lanes, l, words), plan.family.centroids, row) * step;
-            x = states[l]!;
-          } else {
-            out[at + i] = singleValues[row * ENTRY_STRIDE + symbol]! * step;
-          }
-        }
-        states[l] = x;
+      const token = laneTokens(tokenCount, laneCount, l) + turn;
+      lanes.pairCounts[l] = 0;
+      if (token >= laneTokens(tokenCount, laneCount, l + 1)) continue;
+      const tokenClass = decodeTokenClass(lanes, l, frame.tokenClassSlots);
+      tokenClasses[token] = tokenClass;
+      lanes.pairCounts[l] = codedPairs(plan.pairClasses, tokenClass, plan.cut);
+      lanes.tokenShifts[l] = lanes.shifts[l] = 2 * tokenClass;
+      lanes.steps[l] = plan.step * stepMultiplier(tokenClass);
+      lanes.observed[l] = 0;
+      rowStarts[l] = token * plan.rank;
+      expected[l] = plan.expectedMagnitudes(tokenClass);
+      pairs = Math.max(pairs, lanes.pairCounts[l]!);
+    }
+    for (let first = 0; first < pairs; first += BLOCK_PAIRS) {
+      if (first > 0) shiftLanes(lanes, expected, first / BLOCK_PAIRS);
+      decodeBlock(lanes, plan, first, Math.min(first + BLOCK_PAIRS, pairs));
+      writeBlock(lanes, first, rowStarts, out);
+    }
+  }
+  for (let l = 0; l < laneCount; l++) {
+    const start = laneStarts[l]!;
+    checkLaneEnd(l, lanes.states[l]!, lanes.positions[l]! - start, laneStarts[l + 1]! - start);
+  }
+}
+
+function startLanes({ words, laneStarts, lanes: laneCount }: ChunkFrame): Lanes {
+  const integers = (): Int32Array => new Int32Array(laneCount);
+  const states = integers();
+  const positions = integers();
+  for (let l = 0; l < laneCount; l++) {
+    const at = laneStarts[l]!;
+    states[l] = (words[at]! << 16) | words[at + 1]!;
+    positions[l] = at + 2;
+    if (states[l]! < LOWER_BOUND) {
+      throw new KvtcError('KVTC_CHUNK_MALFORMED', `lane ${l} of a wtc chunk begins in state ${states[l]}`, {
+        lane: l,
+        state: states[l],
+      });
+    }
+  }
+  return {
+    words,
+    states,
+    positions,
+    pairCounts: integers(),
+    tokenShifts: integers(),
+    shifts: integers(),
+    steps: new Float64Array(laneCount),
+    observed: integers(),
+    block: new Float32Array(laneCount * BLOCK_COMPONENTS),
+  };
+}
+
+function shiftLanes({ shifts, tokenShifts, observed }: Lanes, expected: readonly Int32Array[], block: number): void {
+  for (let l = 0; l < shifts.length; l++) {
+    const expectation = expected[l]?.[block] ?? 0;
+    shifts[l] = tokenShifts[l]! - classShift(observed[l]!, expectation);
+  }
+}
+
+/** Pairs [first, end) of every lane's token into its block; in each pair lanes in order. Hot. */
+function decodeBlock(lanes: Lanes, plan: WtcPlan, first: number, end: number): void {
+  const { words, states, positions, pairCounts, tokenShifts, shifts, steps, observed, block } = lanes;
+  const { pairClasses } = plan;
+  const { weights } = plan.family;
+  const { slots, values, magnitudes } = plan.tables;
+  const laneCount = states.length;
+  for (let u = first; u < end; u++) {
+    const pairClass = pairClasses[u]!;
+    for (let l = 0, to = 2 * (u - first); l < laneCount; l++, to += BLOCK_COMPONENTS) {
+      if (u >= pairCounts[l]!) continue;
+      const scaleClass = pairClass - shifts[l]!;
+      if (scaleClass > PAIR_CLASS_MAX) {
+        decodeSingles(lanes, l, plan, 2 * u, to);
+        continue;
       }
+      const row = scaleClass < CLASS_MIN ? 0 : scaleClass - CLASS_MIN;
+      let x = states[l]!;
+      const slot = slots[((SINGLE_TABLES + row) << 12) | (x & MASK)]!;
+      x = Math.imul((slot >>> 12) & 8191, x >>> 12) + (slot & MASK);
+      if (x < LOWER_BOUND) x = (x << 16) | words[positions[l]!++]!;
+      states[l] = x;
+      const symbol = slot >>> 25;
+      if (symbol === (row < SHORT_PAIR_ROWS ? 25 : 49)) {
+        const weight = weights[weightRow(pairClass - tokenShifts[l]!)]!;
+        block[to] = decodeSingle(lanes, l, plan, row + CLASS_MIN, weight) * steps[l]!;
+        block[to + 1] = decodeSingle(lanes, l, plan, row + CLASS_MIN, weight) * steps[l]!;
+        continue;
+      }
+      const entry = (SINGLE_TABLES + row) * ENTRY_STRIDE + symbol;
+      const magnitude = magnitudes[entry]!;
+      if (magnitude === 0) {
+        block[to] = 0;
+        block[to + 1] = 0;
+        continue;
+      }
+      observed[l]! += magnitude * weights[weightRow(pairClass - tokenShifts[l]!)]!;
+      block[to] = values[2 * entry]! * steps[l]!;
+      block[to + 1] = values[2 * entry + 1]! * steps[l]!;
     }
   }
 }
 
-/** One component of any class by itself, in steps. */
-function decodeSingle(lanes: Lanes, l: number, words: Uint16Array, plan: WtcPlan, scaleClass: number): number {
-  const clamped = scaleClass < CLASS_MIN ? CLASS_MIN : scaleClass > CLASS_MAX ? CLASS_MAX : scaleClass;
-  const rawBits = rawBitsOf(clamped);
-  const row = clamped - 4 * rawBits - CLASS_MIN;
-  const { states, positions } = lanes;
+/** A pair of components as singles, each of its own class. */
+function decodeSingles(lanes: Lanes, l: number, plan: WtcPlan, component: number, to: number): void {
+  const { tokenShifts, shifts, steps, block } = lanes;
+  for (let j = 0; j < 2; j++) {
+    const own = plan.componentClasses[component + j]!;
+    const weight = plan.family.weights[weightRow(own - tokenShifts[l]!)]!;
+    block[to + j] = decodeSingle(lanes, l, plan, clampClass(own - shifts[l]!), weight) * steps[l]!;
+  }
+}
+
+/** One component of a clamped class by itself, in steps. */
+function decodeSingle(lanes: Lanes, l: number, plan: WtcPlan, scaleClass: number, weight: number): number {
+  const { words, states, positions, observed } = lanes;
+  const rawBits = rawBitsOf(scaleClass);
+  const row = scaleClass - 4 * rawBits - CLASS_MIN;
   let x = states[l]!;
-  const entry = plan.tables.slots[(row << 12) + (x & MASK)]!;
-  x = Math.imul((entry >>> 12) & 8191, x >>> 12) + (entry & MASK);
+  const slot = plan.tables.slots[(row << 12) | (x & MASK)]!;
+  x = Math.imul((slot >>> 12) & 8191, x >>> 12) + (slot & MASK);
   if (x < LOWER_BOUND) x = (x << 16) | words[positions[l]!++]!;
   states[l] = x;
-  const symbol = entry >>> 25;
-  const q = symbol === SINGLE_ESCAPE ? decodeEscape(lanes, l, words) : symbol - SINGLE_REACH;
+  const entry = row * ENTRY_STRIDE + (slot >>> 25);
+  observed[l]! += plan.tables.magnitudes[entry]! * weight;
+  const escapes = slot >>> 25 === SINGLE_ESCAPE;
+  if (!escapes && rawBits === 0) return plan.tables.values[2 * entry]!;
+  const q = escapes ? decodeEscape(lanes, l) : (slot >>> 25) - SINGLE_REACH;
   if (rawBits === 0) return reconstruct(q, plan.family.centroids, row);
-  // Cells of 2^rawBits integers, centred on a multiple of that.
-  const k = (q << rawBits) - (1 << (rawBits - 1)) + decodeRaw(lanes, l, words, rawBits);
+  const k = q * (1 << rawBits) - (1 << (rawBits - 1)) + decodeRaw(lanes, l, rawBits);
   return reconstruct(k, plan.family.centroids, SINGLE_CLASS_MAX - CLASS_MIN);
 }
 
-/** |q| − SINGLE_REACH ≥ 1 as its bit length less one (4 bits) and the bits below its highest; then the sign. */
-function decodeEscape(lanes: Lanes, l: number, words: Uint16Array): number {
-  const length = decodeRaw(lanes, l, words, 4);
-  const excess = (1 << length) | (length === 0 ? 0 : decodeRaw(lanes, l, words, length));
+/** |q| − SINGLE_REACH ≥ 1: its bit length less one (4 bits), the bits below its highest, then the sign. */
+function decodeEscape(lanes: Lanes, l: number): number {
+  const length = decodeRaw(lanes, l, 4);
+  const excess = (1 << length) | (length === 0 ? 0 : decodeRaw(lanes, l, length));
   const magnitude = SINGLE_REACH + excess;
-  return decodeRaw(lanes, l, words, 1) === 0 ? magnitude : -magnitude;
+  return decodeRaw(lanes, l, 1) === 0 ? magnitude : -magnitude;
 }
 
-function decodeRaw({ states, positions }: Lanes, l: number, words: Uint16Array, bits: number): number {
+function decodeRaw({ words, states, positions }: Lanes, l: number, bits: number): number {
   let x = states[l]!;
   const value = x & ((1 << bits) - 1);
   x >>>= bits;
@@ -216,6 +213,21 @@ function decodeRaw({ states, positions }: Lanes, l: number, words: Uint16Array, 
   return value;
 }
 
-function malformed(problem: string): never {
-  throw new KvtcError('KVTC_CHUNK_MALFORMED', `a wtc chunk is malformed: ${problem}`);
+function decodeTokenClass({ words, states, positions }: Lanes, l: number, slots: Int32Array): number {
+  let x = states[l]!;
+  const slot = slots[x & MASK]!;
+  x = Math.imul((slot >>> 12) & 8191, x >>> 12) + (slot & MASK);
+  if (x < LOWER_BOUND) x = (x << 16) | words[positions[l]!++]!;
+  states[l] = x;
+  return (slot >>> 25) + TOKEN_CLASS_MIN;
+}
+
+/** Copies the lanes' blocks into their rows. Hot. */
+function writeBlock({ block, pairCounts }: Lanes, first: number, rowStarts: Int32Array, out: Float32Array): void {
+  for (let l = 0; l < pairCounts.length; l++) {
+    const count = 2 * Math.min(BLOCK_PAIRS, pairCounts[l]! - first);
+    const from = l * BLOCK_COMPONENTS;
+    const to = rowStarts[l]! + 2 * first;
+    for (let i = 0; i < count; i++) out[to + i] = block[from + i]!;
+  }
 }

@@ -1,46 +1,43 @@
-// A family of static tables: frequencies of every class and alphabet, cell centroids and decision thresholds. Trained
+// A family of static tables: frequencies, cell centroids, decision thresholds and expected magnitudes, by class. Trained
 // once per model and stream, used at every step. Packs into one f32 tensor of a profile (docs/format/wtc-codec.md).
 // Does not know streams, plans or training.
 
 import { KvtcError } from '../../base/errors.ts';
 import { areFrequencies } from '../entropy/rans.ts';
-import { PAIR_CLASSES, PAIR_SYMBOLS, QUAD_CLASSES, QUAD_SYMBOLS, SINGLE_CLASSES, SINGLE_SYMBOLS } from './symbols.ts';
+import { ENTRY_STRIDE, SINGLE_TABLES, TABLES, symbolCount } from './symbols.ts';
 
 /** Cells with a centroid of their own: |k| = 1, 2 and ≥ 3. Thresholds likewise: 0|1, 1|2 and k|k+1 above. */
 export const CELLS = 3;
 
+/** Largest weight and expectation of a magnitude. */
+const MAGNITUDE_LIMIT = 1 << 12;
+
 export interface TableFamily {
-  /** u16[SINGLE_CLASSES, SINGLE_SYMBOLS] */
-  readonly single: Uint16Array;
-  /** u16[PAIR_CLASSES, PAIR_SYMBOLS] */
-  readonly pair: Uint16Array;
-  /** u16[QUAD_CLASSES, QUAD_SYMBOLS] */
-  readonly quad: Uint16Array;
-  /** f32[SINGLE_CLASSES, CELLS]: |value| / step − |k|. */
+  /** u16[TABLES, ENTRY_STRIDE]; entries past a table's alphabet are 0. */
+  readonly frequencies: Uint16Array;
+  /** f32[SINGLE_TABLES, CELLS]: |value| / step − |k|. */
   readonly centroids: Float32Array;
-  /** f32[SINGLE_CLASSES, CELLS]: |c| / step where k turns 1, turns 2, and what to add to k to reach k + 1 above. */
+  /** f32[SINGLE_TABLES, CELLS]: |c| / step where k turns 1, turns 2, and what to add to k to reach k + 1 above. */
   readonly thresholds: Float32Array;
+  /** u16[SINGLE_TABLES]: what one unit of |k| of a component of this class counts in a token's observed magnitude. */
+  readonly weights: Uint16Array;
+  /** u16[SINGLE_TABLES]: what is expected of a component of this class, in the same units. */
+  readonly expectations: Uint16Array;
 }
 
-/** Parts in their order within the packed tensor. */
-const PARTS = [
-  { name: 'single', rows: SINGLE_CLASSES, columns: SINGLE_SYMBOLS },
-  { name: 'pair', rows: PAIR_CLASSES, columns: PAIR_SYMBOLS },
-  { name: 'quad', rows: QUAD_CLASSES, columns: QUAD_SYMBOLS },
-  { name: 'centroids', rows: SINGLE_CLASSES, columns: CELLS },
-  { name: 'thresholds', rows: SINGLE_CLASSES, columns: CELLS },
-] as const;
+const PARTS = [TABLES * ENTRY_STRIDE, SINGLE_TABLES * CELLS, SINGLE_TABLES * CELLS, SINGLE_TABLES, SINGLE_TABLES];
 
 /** Values of a packed family. */
-export const FAMILY_VALUES = PARTS.reduce((sum, { rows, columns }) => sum + rows * columns, 0);
+export const FAMILY_VALUES = PARTS.reduce((sum, values) => sum + values, 0);
 
-/** A family as one tensor f32[FAMILY_VALUES]; frequencies are whole numbers up to 4 096, exact in f32. */
+/** A family as one tensor f32[FAMILY_VALUES], parts in the order of the interface; integers are exact in f32. */
 export function packFamily(family: TableFamily): Float32Array {
+  const { frequencies, centroids, thresholds, weights, expectations } = family;
   const packed = new Float32Array(FAMILY_VALUES);
   let at = 0;
-  for (const { name, rows, columns } of PARTS) {
-    packed.set(family[name], at);
-    at += rows * columns;
+  for (const part of [frequencies, centroids, thresholds, weights, expectations]) {
+    packed.set(part, at);
+    at += part.length;
   }
   return packed;
 }
@@ -48,42 +45,44 @@ export function packFamily(family: TableFamily): Float32Array {
 /** Reads a packed family and checks it whole. Throws KVTC_PROFILE_MALFORMED; `name` is the tensor's, for the message. */
 export function unpackFamily(packed: Float32Array, name: string): TableFamily {
   if (packed.length !== FAMILY_VALUES) {
-    throw malformed(name, `has ${packed.length} values, expected ${FAMILY_VALUES}`);
+    throw malformed(name, `it has ${packed.length} values, expected ${FAMILY_VALUES}`);
   }
   let at = 0;
-  const part = (index: number): Float32Array => {
-    const { rows, columns } = PARTS[index] as (typeof PARTS)[number];
-    return packed.slice(at, (at += rows * columns));
-  };
-  const frequencies = (index: number): Uint16Array => {
-    const values = part(index);
-    const { name: table, rows, columns } = PARTS[index] as (typeof PARTS)[number];
-    for (let row = 0; row < rows; row++) {
-      if (!areFrequencies(values.subarray(row * columns, (row + 1) * columns))) {
-        throw malformed(name, `${table} table ${row} is no distribution over 4096`);
-      }
+  const [frequencies, centroids, thresholds, weights, expectations] = PARTS.map((values) =>
+    packed.slice(at, (at += values)),
+  ) as [Float32Array, Float32Array, Float32Array, Float32Array, Float32Array];
+  for (let table = 0; table < TABLES; table++) {
+    const row = frequencies.subarray(table * ENTRY_STRIDE, (table + 1) * ENTRY_STRIDE);
+    const symbols = symbolCount(table);
+    if (!areFrequencies(row.subarray(0, symbols)) || row.subarray(symbols).some((value) => value !== 0)) {
+      throw malformed(name, `table ${table} is no distribution of ${symbols} symbols over 4096`);
     }
-    return Uint16Array.from(values);
-  };
-  const single = frequencies(0);
-  const pair = frequencies(1);
-  const quad = frequencies(2);
-  const centroids = part(3);
+  }
   if (!centroids.every((value) => value >= -0.5 && value <= 0.5)) {
     throw malformed(name, 'a centroid lies outside [−0.5, 0.5]');
   }
-  const thresholds = part(4);
-  for (let row = 0; row < SINGLE_CLASSES; row++) {
-    const [one, two, step] = thresholds.subarray(row * CELLS) as unknown as [number, number, number];
-    if (!(one >= 0.5 && one < two && two <= 3 && step >= 0 && step < 1)) {
-      throw malformed(name, `thresholds ${one}, ${two}, ${step} of class row ${row} are out of order`);
+  for (let row = 0; row < SINGLE_TABLES; row++) {
+    const [one = 0, two = 0, step = 0] = thresholds.subarray(row * CELLS, (row + 1) * CELLS);
+    if (!(one >= 0.5 && one < two && two <= 3 && step >= 0.25 && step <= 1)) {
+      throw malformed(name, `thresholds ${one}, ${two}, ${step} of row ${row} are out of order`);
     }
   }
-  return Object.freeze({ single, pair, quad, centroids, thresholds });
+  for (const value of [...weights, ...expectations]) {
+    if (!Number.isInteger(value) || value < 0 || value > MAGNITUDE_LIMIT) {
+      throw malformed(name, `${value} is no weight or expectation of a magnitude`);
+    }
+  }
+  return Object.freeze({
+    frequencies: Uint16Array.from(frequencies),
+    centroids,
+    thresholds,
+    weights: Uint16Array.from(weights),
+    expectations: Uint16Array.from(expectations),
+  });
 }
 
 function malformed(name: string, problem: string): KvtcError {
-  return new KvtcError('KVTC_PROFILE_MALFORMED', `the profile's coding tables (${name}) are invalid: it ${problem}`, {
+  return new KvtcError('KVTC_PROFILE_MALFORMED', `the profile's coding tables (${name}) are invalid: ${problem}`, {
     tensor: name,
   });
 }

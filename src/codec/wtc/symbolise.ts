@@ -1,0 +1,174 @@
+// Coefficients of one token → coding steps in the order a decoder takes them: quantising and choosing tables in one walk.
+// The encoder writes the steps, the estimator sums their lengths, training counts them (docs/format/wtc-codec.md,
+// "Walk of a token" and "How the encoder chooses integers"). Does not know bytes.
+
+import { BLOCK_COMPONENTS, CLASS_MIN, classShift, codedPairs } from './classes.ts';
+import { CELLS } from './family.ts';
+import type { WtcPlan } from './plan.ts';
+import {
+  ENTRY_STRIDE,
+  MAX_EXCESS,
+  PAIR_CLASS_MAX,
+  SHORT_PAIR_CLASS_MAX,
+  SINGLE_CLASS_MAX,
+  SINGLE_ESCAPE,
+  SINGLE_REACH,
+  SINGLE_TABLES,
+  clampClass,
+  rawBitsOf,
+} from './symbols.ts';
+
+/** Steps a pair of components can take at most: its own escape, then per single a symbol, three of escape, one raw. */
+export const STEPS_PER_PAIR = 11;
+
+/**
+ * A token's steps: an entry ≥ 0 is coded by its table; a negative one, −1 − (value · 16 + bits), is raw. `rows` and
+ * `integers` tell what was chosen: table row and k of each component.
+ */
+export interface TokenSteps {
+  readonly steps: Int32Array;
+  readonly integers: Int32Array;
+  readonly rows: Uint8Array;
+  stepCount: number;
+  componentCount: number;
+}
+
+export function createTokenSteps(rank: number): TokenSteps {
+  return {
+    steps: new Int32Array((rank / 2) * STEPS_PER_PAIR),
+    integers: new Int32Array(rank),
+    rows: new Uint8Array(rank),
+    stepCount: 0,
+    componentCount: 0,
+  };
+}
+
+/** What symbolising needs of a plan. */
+export type SymbolPlan = Pick<WtcPlan, 'cut' | 'componentClasses' | 'pairClasses' | 'family' | 'expectedMagnitudes'>;
+
+/**
+ * Fills `token` from the coefficients at `offset`, finite. `step` is the token's own, Δ · m. Magnitudes saturate where
+ * the escape ends.
+ */
+export function symboliseToken(
+  coefficients: Float32Array,
+  offset: number,
+  tokenClass: number,
+  step: number,
+  plan: SymbolPlan,
+  token: TokenSteps,
+): void {
+  const { pairClasses, componentClasses, family, cut } = plan;
+  const { thresholds, weights } = family;
+  const { steps, integers, rows } = token;
+  const expected = plan.expectedMagnitudes(tokenClass);
+  const inverse = 1 / step;
+  const tokenShift = 2 * tokenClass;
+  const pairs = codedPairs(pairClasses, tokenClass, cut);
+  let observed = 0;
+  let shift = tokenShift;
+  let n = 0;
+  for (let u = 0; u < pairs; u++) {
+    if ((u & (BLOCK_COMPONENTS / 2 - 1)) === 0 && u > 0) {
+      shift = tokenShift - classShift(observed, expected[u / (BLOCK_COMPONENTS / 2)]!);
+    }
+    const i = 2 * u;
+    const scaleClass = pairClasses[u]! - shift;
+    if (scaleClass > PAIR_CLASS_MAX) {
+      for (let j = i; j < i + 2; j++) {
+        const own = clampClass(componentClasses[j]! - shift);
+        const row = (own > SINGLE_CLASS_MAX ? SINGLE_CLASS_MAX : own) - CLASS_MIN;
+        const limit = (SINGLE_REACH + MAX_EXCESS - 1) << rawBitsOf(own);
+        const k = quantise(coefficients[offset + j]! * inverse, thresholds, row * CELLS, limit);
+        integers[j] = k;
+        rows[j] = row;
+        n = pushSingle(steps, n, k, own);
+        observed += singleMagnitude(k, own) * weights[weightRow(componentClasses[j]! - tokenShift)]!;
+      }
+      continue;
+    }
+    const row = scaleClass < CLASS_MIN ? 0 : scaleClass - CLASS_MIN;
+    const at = row * CELLS;
+    rows[i] = rows[i + 1] = row;
+    const c = coefficients[offset + i]! * inverse;
+    const d = coefficients[offset + i + 1]! * inverse;
+    const zeroBelow = thresholds[at]!;
+    const short = row <= SHORT_PAIR_CLASS_MAX - CLASS_MIN;
+    const table = (SINGLE_TABLES + row) * ENTRY_STRIDE;
+    if (c < zeroBelow && c > -zeroBelow && d < zeroBelow && d > -zeroBelow) {
+      integers[i] = integers[i + 1] = 0;
+      steps[n++] = table + (short ? 12 : 24);
+      continue;
+    }
+    const limit = SINGLE_REACH + MAX_EXCESS - 1;
+    const a = quantise(c, thresholds, at, limit);
+    const b = quantise(d, thresholds, at, limit);
+    integers[i] = a;
+    integers[i + 1] = b;
+    const weight = weights[weightRow(pairClasses[u]! - tokenShift)]!;
+    const reach = short ? 2 : 3;
+    if (a >= -reach && a <= reach && b >= -reach && b <= reach) {
+      steps[n++] = table + (short ? 5 * a + b + 12 : 7 * a + b + 24);
+      observed += ((a < 0 ? -a : a) + (b < 0 ? -b : b)) * weight;
+    } else {
+      steps[n++] = table + (short ? 25 : 49);
+      n = pushSingle(steps, n, a, row + CLASS_MIN);
+      n = pushSingle(steps, n, b, row + CLASS_MIN);
+      observed += (singleMagnitude(a, CLASS_MIN) + singleMagnitude(b, CLASS_MIN)) * weight;
+    }
+  }
+  token.stepCount = n;
+  token.componentCount = 2 * pairs;
+}
+
+/** Integer of u = c / step with the thresholds at `at`. */
+function quantise(u: number, thresholds: Float32Array, at: number, limit: number): number {
+  const magnitude = u < 0 ? -u : u;
+  if (magnitude < thresholds[at]!) return 0;
+  let k = 1;
+  if (magnitude >= thresholds[at + 1]!) {
+    const rounded = magnitude - thresholds[at + 2]! + 1;
+    k = rounded >= limit ? limit : rounded < 2 ? 2 : rounded | 0;
+  }
+  return u < 0 ? -k : k;
+}
+
+/** Row of weights and expectations for a class before the token's own shift. */
+export function weightRow(scaleClass: number): number {
+  return (
+    (scaleClass < CLASS_MIN ? CLASS_MIN : scaleClass > SINGLE_CLASS_MAX ? SINGLE_CLASS_MAX : scaleClass) - CLASS_MIN
+  );
+}
+
+/** What a single counts in the observed magnitude: |q|, at most SINGLE_REACH + 1. */
+function singleMagnitude(k: number, scaleClass: number): number {
+  const rawBits = rawBitsOf(scaleClass);
+  const q = rawBits === 0 ? k : (k + (1 << (rawBits - 1))) >> rawBits;
+  return Math.min(Math.abs(q), SINGLE_REACH + 1);
+}
+
+/** Steps of one component of a clamped class by itself; returns the new count. */
+function pushSingle(steps: Int32Array, count: number, k: number, scaleClass: number): number {
+  const rawBits = rawBitsOf(scaleClass);
+  // Cells of 2^rawBits integers, centred on a multiple of that.
+  const centred = rawBits === 0 ? k : k + (1 << (rawBits - 1));
+  const q = centred >> rawBits;
+  const table = (scaleClass - 4 * rawBits - CLASS_MIN) * ENTRY_STRIDE;
+  let n = count;
+  if (q >= -SINGLE_REACH && q <= SINGLE_REACH) {
+    steps[n++] = table + q + SINGLE_REACH;
+  } else {
+    const excess = Math.abs(q) - SINGLE_REACH;
+    const length = 31 - Math.clz32(excess);
+    steps[n++] = table + SINGLE_ESCAPE;
+    steps[n++] = rawStep(length, 4);
+    if (length > 0) steps[n++] = rawStep(excess & ((1 << length) - 1), length);
+    steps[n++] = rawStep(q < 0 ? 1 : 0, 1);
+  }
+  if (rawBits > 0) steps[n++] = rawStep(centred & ((1 << rawBits) - 1), rawBits);
+  return n;
+}
+
+function rawStep(value: number, bits: number): number {
+  return -1 - (value * 16 + bits);
+}
