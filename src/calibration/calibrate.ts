@@ -68,7 +68,7 @@ export interface CalibrationResult {
 }
 
 /**
- * Learns a profile and writes it. Every 12th document is held out and plans the bits; the others make the moments.
+ * Learns a profile and writes it. One in twelve documents is held out and plans the bits; the others make the moments.
  * Interrupted runs resume from the work directory. Same documents, settings and backend → same bytes.
  * Throws KVTC_CALIBRATION_TEXT_SHORT when fewer than two documents or 256 rows are there, KVTC_ROWS_NOT_FINITE,
  * KVTC_MOMENTS_MISMATCH for a foreign work directory, KVTC_OPTION_INVALID, KVTC_WRITE_FAILED, KVTC_ABORTED.
@@ -327,12 +327,22 @@ function splitDocuments(documents: readonly TokenDocument[]): { fitting: TokenDo
       { documents: documents.length },
     );
   }
-  // From the end, where sampling alternates between groups too; long samples hold out whole rounds of groups.
   const heldCount = Math.max(
     1,
     Math.min(documents.length - 1, Math.round(documents.length * CALIBRATION_DEFAULTS.heldOutShare)),
   );
-  return { fitting: documents.slice(0, -heldCount), heldOut: documents.slice(-heldCount) };
+  // The last of the long documents: sampling leaves short remainders at the end, whose few positions are not typical.
+  // The first document fixes the moments' frame, so it is never held out.
+  const held = new Set(
+    documents
+      .slice(1)
+      .toSorted((a, b) => b.tokens.length - a.tokens.length || documents.indexOf(b) - documents.indexOf(a))
+      .slice(0, heldCount),
+  );
+  return {
+    fitting: documents.filter((document) => !held.has(document)),
+    heldOut: documents.filter((document) => held.has(document)),
+  };
 }
 
 function calibrationKey(model: ModelIdentity, documents: readonly TokenDocument[], sinks: number): string {
