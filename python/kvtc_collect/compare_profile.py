@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="kvtc_collect.compare_profile", description=__doc__)
     parser.add_argument("moments", type=Path)
     parser.add_argument("profile", type=Path)
-    parser.add_argument("--tolerance", type=float, default=0.005, help="energy share that may be missing (0.005)")
+    parser.add_argument("--tolerance", type=float, default=0.002, help="energy share that may be missing (0.002)")
     arguments = parser.parse_args(argv)
     try:
         moments, about = read_tensors(arguments.moments)

@@ -1,7 +1,7 @@
 """Streams first and second moments of cache rows, keys before RoPE, in the engine's order of features.
 
-Rows are those of the paper: all layers and KV heads of a token, keys and values apart, sinks left out. A basis is fitted
-from what it writes (docs/format/sensitivity.md).
+Rows are those of the paper: all layers and KV heads of a token, keys and values apart, sinks left out. The file is
+specified in docs/format/sensitivity.md.
 """
 
 from __future__ import annotations
