@@ -335,13 +335,7 @@ describe('on a tiny llama', () => {
       assert.equal(partial.profileId, null);
     }
     const merged = join(world.directory, 'merged.safetensors');
-    await calibrate({
-      ...options,
-      output: merged,
-      workDirectory: parts[0],
-      part: { index: 0, count: 2 },
-      parts: [parts[1] as string],
-    });
+    await calibrate({ ...options, output: merged, parts });
     assert.deepEqual(await readFile(merged), expected);
   });
 

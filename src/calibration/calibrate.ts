@@ -19,7 +19,7 @@ import { writeProfile } from '../profile/write-profile.ts';
 import type { FittedBasis } from './basis.ts';
 import { fitBasis } from './basis.ts';
 import type { Collected, RowSource } from './collect.ts';
-import { collectMoments, mergeCollected } from './collect.ts';
+import { collectMoments } from './collect.ts';
 import type { TokenDocument } from './sample.ts';
 
 /** Rank 2 048 serves 16x and above at p ≤ 7 168; 8x wants about 0.55 p. Sinks as the paper (§3.1). */
@@ -50,7 +50,7 @@ export interface CalibrateOptions extends RunOptions {
   readonly workDirectory?: string | undefined;
   /** Collect only this share and stop before the fit: the work directory is the result. */
   readonly part?: { readonly index: number; readonly count: number } | undefined;
-  /** Work directories of other parts to add before the fit. */
+  /** Work directories of partial runs to add; only documents in none of them are run here. */
   readonly parts?: readonly string[] | undefined;
 }
 
@@ -86,7 +86,7 @@ export async function calibrateDocuments(options: CalibrateOptions): Promise<Cal
   const workDirectory = options.workDirectory ?? `${output}.work`;
   const key = calibrationKey(model, fitting, setting.sinks);
   const startedMs = performance.now();
-  let collected = await collectMoments({
+  const collected = await collectMoments({
     documents: fitting,
     rows: options.rows,
     geometry: model.geometry,
@@ -94,21 +94,14 @@ export async function calibrateDocuments(options: CalibrateOptions): Promise<Cal
     backend,
     workDirectory,
     part: options.part,
+    parts: options.parts,
     signal,
     onEvent,
   });
   const partial = { profileId: null, path: workDirectory, heldOutRows: 0, rank: { key: 0, value: 0 }, plans: [] };
-  if (options.part !== undefined && options.part.count > 1 && options.parts === undefined) {
+  if (options.part !== undefined && options.part.count > 1) {
     const elapsedMs = { collect: performance.now() - startedMs, basis: 0, plan: 0 };
     return { ...partial, rows: collected.moments.key.rows, elapsedMs };
-  }
-  collected = await mergeCollected(collected, options.parts ?? [], key);
-  if (collected.done.length !== fitting.length) {
-    throw new KvtcError(
-      'KVTC_MOMENTS_MISMATCH',
-      `the parts cover ${collected.done.length} of ${fitting.length} documents; run the missing part`,
-      { got: collected.done.length, expected: fitting.length },
-    );
   }
   const held = await collectHeldOut(options, heldOut, setting.seed);
   const rows = collected.moments.key.rows;

@@ -38,6 +38,8 @@ export interface CollectOptions extends RunOptions {
   readonly workDirectory: string;
   /** Work on the share `index` of `count` only, for partial runs on several machines. */
   readonly part?: { readonly index: number; readonly count: number } | undefined;
+  /** Work directories of partial runs to add; their documents are not run again. */
+  readonly parts?: readonly string[] | undefined;
 }
 
 export interface Collected {
@@ -73,6 +75,13 @@ export async function collectMoments(options: CollectOptions): Promise<Collected
   let moments = resumed?.moments ?? null;
   const done = new Set(resumed?.done ?? []);
   let savedDone = done.size;
+  for (const directory of options.parts ?? []) {
+    const part = await loadPart(directory, options.key, done);
+    if (part === null) continue;
+    if (moments === null) ({ moments } = part);
+    else for (const stream of STREAMS) mergeMoments(moments[stream], part.moments[stream]);
+    for (const index of part.done) done.add(index);
+  }
   let savedAtMs = performance.now();
   const save = async (): Promise<void> => {
     if (moments === null || done.size === savedDone) return;
@@ -119,36 +128,26 @@ export async function collectMoments(options: CollectOptions): Promise<Collected
 }
 
 /**
- * Adds the collected work of other directories to `collected`. No document may be counted twice
- * (KVTC_MOMENTS_MISMATCH). The result has the bits of one run over all documents.
+ * A partial run's work, or null when all of it is in `done` already (an earlier call merged it). Throws
+ * KVTC_FILE_NOT_FOUND, and KVTC_MOMENTS_MISMATCH when only some of its documents are in.
  */
-export async function mergeCollected(
-  collected: Collected,
-  directories: readonly string[],
-  key: string,
-): Promise<Collected> {
-  const done = new Set(collected.done);
-  for (const directory of directories) {
-    const other = await loadCollected(directory, key);
-    if (other === null) {
-      throw new KvtcError(
-        'KVTC_FILE_NOT_FOUND',
-        `${directory} holds no collected calibration (${PROGRESS_FILE} is missing)`,
-        { directory },
-      );
-    }
-    for (const index of other.done) {
-      if (done.has(index)) {
-        throw new KvtcError('KVTC_MOMENTS_MISMATCH', `document ${index} is in ${directory} and in an earlier part`, {
-          directory,
-          document: index,
-        });
-      }
-      done.add(index);
-    }
-    for (const stream of STREAMS) mergeMoments(collected.moments[stream], other.moments[stream]);
+async function loadPart(directory: string, key: string, done: ReadonlySet<number>): ReturnType<typeof loadCollected> {
+  const part = await loadCollected(directory, key);
+  if (part === null) {
+    throw new KvtcError(
+      'KVTC_FILE_NOT_FOUND',
+      `${directory} holds no collected calibration (${PROGRESS_FILE} is missing)`,
+      { directory },
+    );
   }
-  return { moments: collected.moments, done: sortedIndices(done) };
+  const twice = part.done.filter((index) => done.has(index));
+  if (twice.length === 0) return part;
+  if (twice.length === part.done.length) return null;
+  throw new KvtcError(
+    'KVTC_MOMENTS_MISMATCH',
+    `documents ${twice.slice(0, 5).join(', ')} are in ${directory} and were collected before`,
+    { directory, documents: twice.length },
+  );
 }
 
 function newMoments(rows: DocumentRows, { geometry, key }: CollectOptions): Record<StreamKind, Moments> {
@@ -187,7 +186,11 @@ async function saveCollected(
 async function loadCollected(
   workDirectory: string,
   key: string,
-): Promise<{ moments: Record<StreamKind, Moments>; done: number[]; generation: number } | null> {
+): Promise<{
+  readonly moments: Record<StreamKind, Moments>;
+  readonly done: readonly number[];
+  readonly generation: number;
+} | null> {
   let text: string;
   try {
     text = await readFile(join(workDirectory, PROGRESS_FILE), 'utf8');

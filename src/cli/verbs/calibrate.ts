@@ -1,5 +1,6 @@
 // kvtc calibrate: texts → a profile of the model.
 
+import { KvtcError } from '../../base/errors.ts';
 import type { ModelCalibration } from '../../cache/calibrate.ts';
 import { formatCount, formatDuration, formatPercent, table } from '../format.ts';
 import type { Verb } from '../verb.ts';
@@ -16,10 +17,13 @@ export const verb: Verb = {
       rank: { value: 'R', fallback: '2048', help: 'components kept at most' },
       seed: { value: 'S', fallback: '7', help: 'chooses texts and rows; the same seed gives the same profile' },
       ratios: { value: 'LIST', fallback: '8,16,32,64', help: 'ratios to plan for' },
+      part: { value: 'I/N', help: 'collect the I-th of N shares only and stop: PROFILE.work is the result' },
+      parts: { value: 'DIR', many: true, help: 'shares collected elsewhere, with the same other arguments' },
     },
     details: [
       'More tokens make a better profile. Rank 2048 serves ratios of 16 and more; 8 wants about half the width of a row.',
       'An interrupted calibration goes on where it was when it is started again with the same arguments.',
+      'Shares may be collected one by one or on several machines: the profile then has the bytes of a single run.',
     ].join('\n'),
   },
   async run(args, context) {
@@ -32,6 +36,8 @@ export const verb: Verb = {
       rank: args.integer('rank', 1),
       seed: args.integer('seed', 0),
       ratios: args.positives('ratios'),
+      part: parsePart(args.text('part')),
+      parts: args.has('parts') ? args.texts('parts') : undefined,
     };
     const model = await resolveModel(args.positionals[0] ?? '');
     const texts = await readTextFiles(args.texts('text'), context);
@@ -47,7 +53,22 @@ export const verb: Verb = {
   },
 };
 
+/** `2/3` is the second of three shares. */
+function parsePart(text: string | undefined): { index: number; count: number } | undefined {
+  if (text === undefined) return undefined;
+  const [, share = '', of = ''] = /^(\d+)\/(\d+)$/u.exec(text) ?? [];
+  const [index, count] = [Number(share), Number(of)];
+  if (index >= 1 && index <= count) return { index: index - 1, count };
+  throw new KvtcError('KVTC_OPTION_INVALID', `--part ${text}: expected I/N with 1 ≤ I ≤ N`, {
+    option: 'part',
+    got: text,
+  });
+}
+
 function calibrationText(result: ModelCalibration): string {
+  if (result.profileId === null) {
+    return `${result.path}: ${formatCount(result.rows)} rows collected; give it to --parts of the run that fits the profile`;
+  }
   const { elapsedMs, rank, prefillMs } = result;
   const plans = result.plans.map((plan) => [
     `${plan.ratio}x`,
@@ -58,7 +79,7 @@ function calibrationText(result: ModelCalibration): string {
   ]);
   const right = 'right' as const;
   return [
-    `${result.path}: profile ${result.profileId?.slice(0, 12) ?? ''}, rank ${rank.key} for keys, ${rank.value} for values`,
+    `${result.path}: profile ${result.profileId.slice(0, 12)}, rank ${rank.key} for keys, ${rank.value} for values`,
     `${formatCount(result.tokens)} tokens of ${formatCount(result.documents)} documents; ` +
       `prefill ${formatDuration(prefillMs)}, moments ${formatDuration(elapsedMs.collect - prefillMs)}, ` +
       `bases ${formatDuration(elapsedMs.basis)}, plans ${formatDuration(elapsedMs.plan)}`,
