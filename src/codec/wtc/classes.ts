@@ -56,9 +56,9 @@ export function stepIndexOf(step: number): number {
   return Math.round(SCALE_UNITS * Math.log2(step));
 }
 
-/** Step multiplier of a token class. */
-export function stepMultiplier(tokenClass: number): number {
-  return 2 ** (tokenClass / 2);
+/** The step Δ · m of a token, rounded to f32: 2^(stepIndex / 256 + tokenClass / 2). */
+export function tokenStep(stepIndex: number, tokenClass: number): number {
+  return Math.fround(2 ** (stepIndex / SCALE_UNITS + tokenClass / 2));
 }
 
 /**

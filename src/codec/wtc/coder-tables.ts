@@ -57,10 +57,10 @@ export function prepareTables(family: TableFamily): CoderTables {
   return tables;
 }
 
-/** What integer k of a class stands for, in steps: sign · (|k| + centroid). `row` = class − CLASS_MIN. */
+/** What integer k of a class stands for, in steps: sign · f32(|k| + centroid). `row` = class − CLASS_MIN. */
 export function reconstruct(k: number, centroids: Float32Array, row: number): number {
   if (k === 0) return 0;
   const magnitude = Math.abs(k);
-  const value = magnitude + centroids[row * CELLS + Math.min(magnitude, CELLS) - 1]!;
+  const value = Math.fround(magnitude + centroids[row * CELLS + Math.min(magnitude, CELLS) - 1]!);
   return k < 0 ? -value : value;
 }

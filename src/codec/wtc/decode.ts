@@ -4,7 +4,7 @@
 
 import { KvtcError } from '../../base/errors.ts';
 import { LOWER_BOUND, PROBABILITY_SCALE, checkLaneEnd } from '../entropy/rans.ts';
-import { BLOCK_COMPONENTS, CLASS_MIN, TOKEN_CLASS_MIN, classShift, codedPairs, stepMultiplier } from './classes.ts';
+import { BLOCK_COMPONENTS, CLASS_MIN, TOKEN_CLASS_MIN, classShift, codedPairs, tokenStep } from './classes.ts';
 import { reconstruct } from './coder-tables.ts';
 import type { ChunkFrame } from './frame.ts';
 import { laneTokens } from './frame.ts';
@@ -45,7 +45,7 @@ interface Lanes {
 
 /**
  * Fills `out` f32[tokenCount, plan.rank] and `tokenClasses` i8[tokenCount] from a parsed frame. Integers are the same on
- * every machine; a coefficient is f32(value · Δ · m). Throws KVTC_CHUNK_MALFORMED.
+ * every machine; a coefficient is the f32 product of two f32 numbers. Throws KVTC_CHUNK_MALFORMED.
  */
 export function decodeLanes(
   frame: ChunkFrame,
@@ -70,7 +70,7 @@ export function decodeLanes(
       tokenClasses[token] = tokenClass;
       lanes.pairCounts[l] = codedPairs(plan.pairClasses, tokenClass, plan.cut);
       lanes.tokenShifts[l] = lanes.shifts[l] = 2 * tokenClass;
-      lanes.steps[l] = plan.step * stepMultiplier(tokenClass);
+      lanes.steps[l] = tokenStep(plan.stepIndex, tokenClass);
       lanes.observed[l] = 0;
       rowStarts[l] = token * plan.rank;
       expected[l] = plan.expectedMagnitudes(tokenClass);
@@ -140,11 +140,14 @@ function decodeBlock(lanes: Lanes, plan: WtcPlan, first: number, end: number): v
         continue;
       }
       const row = scaleClass < CLASS_MIN ? 0 : scaleClass - CLASS_MIN;
-      let x = states[l]!;
-      const slot = slots[((SINGLE_TABLES + row) << 12) | (x & MASK)]!;
-      x = Math.imul((slot >>> 12) & 8191, x >>> 12) + (slot & MASK);
-      if (x < LOWER_BOUND) x = (x << 16) | words[positions[l]!++]!;
-      states[l] = x;
+      const state = states[l]!;
+      const slot = slots[((SINGLE_TABLES + row) << 12) | (state & MASK)]!;
+      const x = Math.imul((slot >>> 12) & 8191, state >>> 12) + (slot & MASK);
+      // Without branches, since neither the next word nor a pair's being zero can be foreseen.
+      const refill = (x - LOWER_BOUND) >> 31;
+      const position = positions[l]!;
+      states[l] = (x << (refill & 16)) | (words[position]! & refill);
+      positions[l] = position - refill;
       const symbol = slot >>> 25;
       if (symbol === (row < SHORT_PAIR_ROWS ? 25 : 49)) {
         const weight = weights[weightRow(pairClass - tokenShifts[l]!)]!;
@@ -153,13 +156,7 @@ function decodeBlock(lanes: Lanes, plan: WtcPlan, first: number, end: number): v
         continue;
       }
       const entry = (SINGLE_TABLES + row) * ENTRY_STRIDE + symbol;
-      const magnitude = magnitudes[entry]!;
-      if (magnitude === 0) {
-        block[to] = 0;
-        block[to + 1] = 0;
-        continue;
-      }
-      observed[l]! += magnitude * weights[weightRow(pairClass - tokenShifts[l]!)]!;
+      observed[l]! += magnitudes[entry]! * weights[weightRow(pairClass - tokenShifts[l]!)]!;
       block[to] = values[2 * entry]! * steps[l]!;
       block[to + 1] = values[2 * entry + 1]! * steps[l]!;
     }

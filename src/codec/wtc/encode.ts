@@ -3,7 +3,7 @@
 
 import { LOWER_BOUND, createEncoderTables, fillEncoder } from '../entropy/rans.ts';
 import type { EncoderTables } from '../entropy/rans.ts';
-import { TOKEN_CLASSES, TOKEN_CLASS_MIN, stepMultiplier } from './classes.ts';
+import { TOKEN_CLASSES, TOKEN_CLASS_MIN, tokenStep } from './classes.ts';
 import { laneTokens, tokenClassFrequencies, tokenClassWeights, writeFrame } from './frame.ts';
 import type { WtcPlan } from './plan.ts';
 import { STEPS_PER_PAIR, createTokenSteps, symboliseToken } from './symbolise.ts';
@@ -37,7 +37,7 @@ export function encodeLanes(
     const first = laneTokens(tokenCount, lanes, l);
     for (let t = laneTokens(tokenCount, lanes, l + 1) - 1; t >= first; t--) {
       const tokenClass = tokenClasses[t]!;
-      symboliseToken(coefficients, t * plan.rank, tokenClass, plan.step * stepMultiplier(tokenClass), plan, token);
+      symboliseToken(coefficients, t * plan.rank, tokenClass, tokenStep(plan.stepIndex, tokenClass), plan, token);
       writeSteps(writer, token.steps, token.stepCount, plan.tables.encoder);
       classStep[0] = tokenClass - TOKEN_CLASS_MIN;
       writeSteps(writer, classStep, 1, tokenClassTable);

@@ -63,7 +63,7 @@ export function unpackFamily(packed: Float32Array, name: string): TableFamily {
   }
   for (let row = 0; row < SINGLE_TABLES; row++) {
     const [one = 0, two = 0, step = 0] = thresholds.subarray(row * CELLS, (row + 1) * CELLS);
-    if (!(one >= 0.5 && one < two && two <= 3 && step >= 0.25 && step <= 1)) {
+    if (!(one >= 0.5 && one < two && two <= 2 + step && step >= 0 && step <= 1)) {
       throw malformed(name, `thresholds ${one}, ${two}, ${step} of row ${row} are out of order`);
     }
   }

@@ -17,7 +17,7 @@ const LANE_WORDS_MAX = 1 << 26;
 
 export interface ChunkFrame {
   readonly lanes: number;
-  /** All lanes' words. */
+  /** All lanes' words, then a 0. */
   readonly words: Uint16Array;
   /** i32[lanes + 1]: where a lane's words begin; the last is where they end. */
   readonly laneStarts: Int32Array;
@@ -112,7 +112,8 @@ export function readFrame(bytes: Uint8Array, tokenCount: number): ChunkFrame {
   if (bytes.length - at !== 2 * wordCount) {
     malformed(`${bytes.length - at} bytes of words, its lane lengths say ${2 * wordCount}`);
   }
-  const words = new Uint16Array(wordCount);
+  // One more than there are: the decoder reads ahead of need.
+  const words = new Uint16Array(wordCount + 1);
   for (let w = 0; w < wordCount; w++, at += 2) words[w] = bytes[at]! | (bytes[at + 1]! << 8);
   const tokenClassSlots = new Int32Array(PROBABILITY_SCALE);
   fillSlots(frequencies, tokenClassSlots, 0);

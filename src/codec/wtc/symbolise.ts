@@ -3,6 +3,7 @@
 // "Walk of a token" and "How the encoder chooses integers"). Does not know bytes.
 
 import { BLOCK_COMPONENTS, CLASS_MIN, classShift, codedPairs } from './classes.ts';
+import type { TableFamily } from './family.ts';
 import { CELLS } from './family.ts';
 import type { WtcPlan } from './plan.ts';
 import {
@@ -59,10 +60,11 @@ export function symboliseToken(
   token: TokenSteps,
 ): void {
   const { pairClasses, componentClasses, family, cut } = plan;
-  const { thresholds, weights } = family;
+  const { weights } = family;
+  const decisions = prepareDecisions(family);
   const { steps, integers, rows } = token;
   const expected = plan.expectedMagnitudes(tokenClass);
-  const inverse = 1 / step;
+  const scale = DECISION_UNITS / step;
   const tokenShift = 2 * tokenClass;
   const pairs = codedPairs(pairClasses, tokenClass, cut);
   let observed = 0;
@@ -73,13 +75,13 @@ export function symboliseToken(
       shift = tokenShift - classShift(observed, expected[u / (BLOCK_COMPONENTS / 2)]!);
     }
     const i = 2 * u;
-    const scaleClass = pairClasses[u]! - shift;
+    const pairClass = pairClasses[u]!;
+    const scaleClass = pairClass - shift;
     if (scaleClass > PAIR_CLASS_MAX) {
       for (let j = i; j < i + 2; j++) {
         const own = clampClass(componentClasses[j]! - shift);
         const row = (own > SINGLE_CLASS_MAX ? SINGLE_CLASS_MAX : own) - CLASS_MIN;
-        const limit = (SINGLE_REACH + MAX_EXCESS - 1) << rawBitsOf(own);
-        const k = quantise(coefficients[offset + j]! * inverse, thresholds, row * CELLS, limit);
+        const k = decide(coefficients[offset + j]! * scale, decisions, row * CELLS, (MAX_Q << rawBitsOf(own)) - 1);
         integers[j] = k;
         rows[j] = row;
         n = pushSingle(steps, n, k, own);
@@ -87,31 +89,23 @@ export function symboliseToken(
       }
       continue;
     }
+    // Half of all pairs are zero and half are not: nothing below branches on that.
     const row = scaleClass < CLASS_MIN ? 0 : scaleClass - CLASS_MIN;
-    const at = row * CELLS;
-    rows[i] = rows[i + 1] = row;
-    const c = coefficients[offset + i]! * inverse;
-    const d = coefficients[offset + i + 1]! * inverse;
-    const zeroBelow = thresholds[at]!;
-    const short = row <= SHORT_PAIR_CLASS_MAX - CLASS_MIN;
-    const table = (SINGLE_TABLES + row) * ENTRY_STRIDE;
-    if (c < zeroBelow && c > -zeroBelow && d < zeroBelow && d > -zeroBelow) {
-      integers[i] = integers[i + 1] = 0;
-      steps[n++] = table + (short ? 12 : 24);
-      continue;
-    }
-    const limit = SINGLE_REACH + MAX_EXCESS - 1;
-    const a = quantise(c, thresholds, at, limit);
-    const b = quantise(d, thresholds, at, limit);
+    const a = decide(coefficients[offset + i]! * scale, decisions, row * CELLS, MAX_Q);
+    const b = decide(coefficients[offset + i + 1]! * scale, decisions, row * CELLS, MAX_Q);
     integers[i] = a;
     integers[i + 1] = b;
-    const weight = weights[weightRow(pairClasses[u]! - tokenShift)]!;
-    const reach = short ? 2 : 3;
-    if (a >= -reach && a <= reach && b >= -reach && b <= reach) {
-      steps[n++] = table + (short ? 5 * a + b + 12 : 7 * a + b + 24);
-      observed += ((a < 0 ? -a : a) + (b < 0 ? -b : b)) * weight;
+    rows[i] = row;
+    rows[i + 1] = row;
+    const reach = row <= SHORT_PAIR_CLASS_MAX - CLASS_MIN ? 2 : 3;
+    const table = (SINGLE_TABLES + row) * ENTRY_STRIDE;
+    const weight = weights[weightRow(pairClass - tokenShift)]!;
+    const side = 2 * reach + 1;
+    if ((a + reach) >>> 0 < side && (b + reach) >>> 0 < side) {
+      steps[n++] = table + side * (a + reach) + b + reach;
+      observed += ((a ^ (a >> 31)) - (a >> 31) + ((b ^ (b >> 31)) - (b >> 31))) * weight;
     } else {
-      steps[n++] = table + (short ? 25 : 49);
+      steps[n++] = table + side * side;
       n = pushSingle(steps, n, a, row + CLASS_MIN);
       n = pushSingle(steps, n, b, row + CLASS_MIN);
       observed += (singleMagnitude(a, CLASS_MIN) + singleMagnitude(b, CLASS_MIN)) * weight;
@@ -121,16 +115,42 @@ export function symboliseToken(
   token.componentCount = 2 * pairs;
 }
 
-/** Integer of u = c / step with the thresholds at `at`. */
-function quantise(u: number, thresholds: Float32Array, at: number, limit: number): number {
-  const magnitude = u < 0 ? -u : u;
-  if (magnitude < thresholds[at]!) return 0;
-  let k = 1;
-  if (magnitude >= thresholds[at + 1]!) {
-    const rounded = magnitude - thresholds[at + 2]! + 1;
-    k = rounded >= limit ? limit : rounded < 2 ? 2 : rounded | 0;
+/** Decisions are made on whole 1/1024 steps. */
+const DECISION_UNITS = 1024;
+const DECISION_BITS = 10;
+
+/** Largest |k| without raw bits. */
+const MAX_Q = SINGLE_REACH + MAX_EXCESS - 1;
+
+/** Magnitudes from here on are rounded without regard to cost, in floats. */
+const LARGE = 2 ** 30;
+
+const decisionsOf = new WeakMap<TableFamily, Int32Array>();
+
+/** i32[SINGLE_TABLES, CELLS]: the thresholds 0|1 and 1|2 less one unit, and 1 + the offset above, in units. */
+function prepareDecisions(family: TableFamily): Int32Array {
+  const known = decisionsOf.get(family);
+  if (known !== undefined) return known;
+  const decisions = Int32Array.from(family.thresholds, (threshold, i) =>
+    i % CELLS < 2 ? Math.round(threshold * DECISION_UNITS) - 1 : Math.round((threshold + 1) * DECISION_UNITS),
+  );
+  decisionsOf.set(family, decisions);
+  return decisions;
+}
+
+/** Integer k of v = c / step in decision units: one for each threshold passed, sign put back. */
+function decide(v: number, decisions: Int32Array, at: number, limit: number): number {
+  if (v >= LARGE || v <= -LARGE) {
+    const k = Math.min(limit, Math.round(Math.abs(v) / DECISION_UNITS));
+    return v < 0 ? -k : k;
   }
-  return u < 0 ? -k : k;
+  const whole = v | 0;
+  const sign = whole >> 31;
+  const magnitude = (whole ^ sign) - sign;
+  const above = (magnitude - decisions[at + 2]!) >> DECISION_BITS;
+  const k =
+    ((decisions[at]! - magnitude) >>> 31) + ((decisions[at + 1]! - magnitude) >>> 31) + (above & ~(above >> 31));
+  return ((k > limit ? limit : k) ^ sign) - sign;
 }
 
 /** Row of weights and expectations for a class before the token's own shift. */

@@ -18,6 +18,11 @@ export const TOKENS_PER_LANE = 16;
  */
 export const WTC_CODEC_ID = 'wtc';
 
+/** Lanes that the encoder gives a chunk. Any number that the format allows decodes. */
+export function laneCount(tokenCount: number): number {
+  return Math.min(MAX_LANES, Math.ceil(tokenCount / TOKENS_PER_LANE));
+}
+
 /**
  * Bytes of a chunk. `coefficients` f32[tokenCount, plan.rank]; `tokenClasses` i8[tokenCount] in [−8, 7]: half octaves of
  * the step multiplier. Throws KVTC_ROWS_NOT_FINITE on NaN or ±Inf.
@@ -40,8 +45,7 @@ export function encodeWtcChunk(
     );
   }
   checkFinite(coefficients, tokenCount * plan.rank, plan.rank);
-  const lanes = Math.min(MAX_LANES, Math.ceil(tokenCount / TOKENS_PER_LANE));
-  return encodeLanes(coefficients, tokenCount, tokenClasses, lanes, plan);
+  return encodeLanes(coefficients, tokenCount, tokenClasses, laneCount(tokenCount), plan);
 }
 
 /**
