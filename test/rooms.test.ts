@@ -38,6 +38,9 @@ const ARROWS: Readonly<Record<string, { readonly code: readonly string[]; readon
       'models',
     ],
   },
+  sensitivity: {
+    code: ['base', 'rope', 'linalg', 'profile', 'calibration', 'engines/llama', 'evaluation/metrics'],
+  },
   cli: { code: ['base', 'models', 'cache', 'calibration', 'evaluation', 'profile', 'engines/llama', 'index'] },
 };
 
