@@ -46,9 +46,9 @@ describe('SmolLM2-135M, 5 000 tokens of calibration, rank 512', () => {
       copyTokens: 128,
       documents: 3,
       cacheDirectory: folder,
-      treatments: ({ transforms, geometry }) => [
+      treatments: ({ transforms }) => [
         kvtcTreatment(transforms, { ratio: 16, sinks: 0 }),
-        rowCodecTreatment(q4_0, geometry),
+        rowCodecTreatment(q4_0, transforms.profile.model.geometry),
       ],
     });
   });

@@ -40,6 +40,7 @@ export const ERROR_KINDS = {
   KVTC_SENSITIVITY_MALFORMED: 'input',
   KVTC_DOWNLOAD_CHECKSUM: 'input',
   KVTC_RUN_MALFORMED: 'input',
+  KVTC_TASK_MALFORMED: 'input',
 
   KVTC_ENGINE_MISSING: 'failure',
   KVTC_ENGINE_VERSION: 'failure',

@@ -106,6 +106,17 @@ function readers(
       }
       return found;
     },
+    words: (name) => text(name)?.split(','),
+    choices: <T extends string>(name: string, choices: readonly T[]): readonly T[] | undefined =>
+      text(name)
+        ?.split(',')
+        .map((word) => {
+          const found = choices.find((choice) => choice === word);
+          if (found === undefined) {
+            throw invalid(`--${name} holds "${word}", expected some of ${choices.join(', ')} with commas between`);
+          }
+          return found;
+        }),
   };
 }
 

@@ -35,6 +35,9 @@ export interface Arguments {
   /** Comma-separated positive numbers. */
   positives(name: string): readonly number[] | undefined;
   choice<T extends string>(name: string, choices: readonly T[]): T | undefined;
+  /** Comma-separated words, of `choices` where these are given. */
+  words(name: string): readonly string[] | undefined;
+  choices<T extends string>(name: string, choices: readonly T[]): readonly T[] | undefined;
 }
 
 /** `json` is the one object `--json` prints; `text` is for people, without a line feed at the end. */

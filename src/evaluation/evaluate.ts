@@ -1,15 +1,15 @@
 // `kvtc evaluate`: a profile judged on a model and texts, a row per ratio, beside the engine's own noise.
 // Joins model, profile, exact weights, documents and treatments; does not know how any of them works.
 
-import { availableParallelism, cpus } from 'node:os';
+import { availableParallelism } from 'node:os';
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
-import type { CacheGeometry } from '../base/geometry.ts';
 import { COMPRESS_DEFAULTS, plannedRatios } from '../cache/compress.ts';
 import { openTransforms } from '../cache/transforms.ts';
 import type { Transforms } from '../cache/transforms.ts';
 import { modelIdentity } from '../engines/llama/architecture.ts';
 import { readGguf } from '../engines/llama/gguf.ts';
+import type { ContextOptions, LlamaModel } from '../engines/llama/session.ts';
 import { openModel } from '../engines/llama/session.ts';
 import { openGgmlBackend } from '../linalg/ggml/backend.ts';
 import { openProfile } from '../profile/open-profile.ts';
@@ -20,10 +20,17 @@ import type { EvaluationText } from './documents.ts';
 import { cutDocuments } from './documents.ts';
 import { exactWeights } from './exact-weights.ts';
 import type { PlannedTreatment } from './measure.ts';
-import { measureTreatments } from './measure.ts';
+import { measureTasks, measureTreatments } from './measure.ts';
+import type { Machine } from './provenance.ts';
+import { codeVersion, describeMachine } from './provenance.ts';
+import type { RivalSet } from './rivals/rivals.ts';
+import { rivalTreatments } from './rivals/rivals.ts';
 import { openRunFile } from './run-file.ts';
 import type { EvaluationRow } from './summary.ts';
 import { summarise } from './summary.ts';
+import type { TaskOptions } from './tasks/collect.ts';
+import { collectTasks } from './tasks/collect.ts';
+import { questionTokens } from './tasks/item.ts';
 import type { Treatment } from './treatment.ts';
 import { floorTreatment, kvtcTreatment } from './treatment.ts';
 
@@ -59,7 +66,7 @@ export interface EvaluateOptions extends RunOptions {
   readonly continuationTokens?: number | undefined;
   /** Default 512, or two thirds of a shorter prefix. */
   readonly copyTokens?: number | undefined;
-  /** Documents over all kinds of text; fewer when the texts run out. */
+  /** Documents over all kinds of text; fewer when the texts run out. 0 runs tasks alone. */
   readonly documents?: number | undefined;
   readonly weights?: WeightsChoice | undefined;
   readonly sinks?: number | undefined;
@@ -71,10 +78,26 @@ export interface EvaluateOptions extends RunOptions {
   readonly threads?: number | undefined;
   /** Also look closely at one document, as a report needs it; off by default. */
   readonly closeUp?: boolean | undefined;
-  /** Further treatments on the same documents, such as rivals. */
-  readonly treatments?:
-    | ((given: { transforms: Transforms; geometry: CacheGeometry }) => readonly Treatment[])
-    | undefined;
+  /** Tasks to run beside the documents; none by default. */
+  readonly tasks?: TaskOptions | undefined;
+  /** Rival codecs on the same documents and tasks; none by default. */
+  readonly rivals?: readonly RivalSet[] | undefined;
+  /** Further treatments on the same documents and tasks. */
+  readonly treatments?: ((given: TreatmentWorld) => readonly Treatment[] | Promise<readonly Treatment[]>) | undefined;
+  /** What the user typed, for the record. */
+  readonly command?: string | undefined;
+}
+
+/** What treatments may be made of. All of it is closed after the run. */
+export interface TreatmentWorld {
+  readonly transforms: Transforms;
+  readonly model: LlamaModel;
+  /** Options of the context that the exact cache runs in. */
+  readonly context: ContextOptions;
+  readonly sinks: number;
+  readonly window: number;
+  /** Closes something after the run, before the world itself. */
+  readonly onClose: (close: () => void | Promise<void>) => void;
 }
 
 export interface Evaluation {
@@ -93,14 +116,13 @@ export interface Evaluation {
     readonly sinks: number;
     readonly window: number;
     readonly documents: readonly { readonly kind: string; readonly source: string; readonly sha256: string }[];
+    readonly tasks: readonly { readonly kind: string; readonly source: string; readonly sha256: string }[];
   };
-  readonly machine: {
-    readonly processor: string;
-    readonly threads: number;
-    readonly platform: string;
-    readonly node: string;
-    readonly engine: string;
-  };
+  readonly machine: Machine;
+  /** Commit of the code that ran, or the package's version. */
+  readonly commit: string;
+  /** What the user typed; empty for calls of the library. */
+  readonly command: string;
   readonly elapsedMs: number;
   /** Of the first document, where asked for. */
   readonly closeUp?: CloseUp | undefined;
@@ -134,53 +156,74 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
     const model = await openModel(weights.path, { threads, signal });
     closers.push(() => model.close());
     const { prefixTokens, continuationTokens, copyTokens, sliceTokens } = setting;
-    const documents = await cutDocuments(options.texts, {
-      documentTokens: prefixTokens + continuationTokens,
-      documents: setting.documents,
-      tokenize: (text) => model.tokenize(text, { addSpecial: false }),
-    });
+    const tokenize = (text: string): Int32Array => model.tokenize(text, { addSpecial: false });
+    const items = await collectTasks(options.tasks, { texts: options.texts, prefixTokens, tokenize });
+    const documents =
+      setting.documents === 0 && items.length > 0
+        ? []
+        : await cutDocuments(options.texts, {
+            documentTokens: prefixTokens + continuationTokens,
+            documents: setting.documents,
+            tokenize,
+          });
     if (documents.length < setting.documents) {
       const message = `the texts give ${documents.length} documents of ${prefixTokens} + ${continuationTokens} tokens, ${setting.documents} were asked for`;
       onEvent?.({ type: 'warning', message });
     }
-    const contextTokens = prefixTokens + Math.max(continuationTokens, copyTokens);
+    const contextTokens = Math.max(
+      documents.length === 0 ? 0 : prefixTokens + Math.max(continuationTokens, copyTokens),
+      ...items.flatMap((item) => item.questions.map((question) => item.prefix.length + questionTokens(question))),
+    );
     if (contextTokens > model.trainedContext) {
-      const message = `the documents reach ${contextTokens} tokens, the model was trained for ${model.trainedContext}`;
+      const message = `documents and tasks reach ${contextTokens} tokens, the model was trained for ${model.trainedContext}`;
       onEvent?.({ type: 'warning', message });
     }
-    const context = await model.createContext({ contextTokens, batchTokens: BATCH_TOKENS });
+    const contextOptions = { contextTokens, batchTokens: BATCH_TOKENS };
+    const context = await model.createContext(contextOptions);
     closers.push(() => context.close());
     const backend = openGgmlBackend({ threads });
     closers.push(() => backend.close());
     const transforms = openTransforms(profile, backend);
     closers.push(() => transforms.close());
     const { sinks, window } = setting;
+    const world: TreatmentWorld = {
+      transforms,
+      model,
+      context: contextOptions,
+      sinks,
+      window,
+      onClose: (close) => closers.push(close),
+    };
     const coded = [
       ...ratios.map((ratio) => kvtcTreatment(transforms, { ratio, sinks, window })),
-      ...(options.treatments?.({ transforms, geometry: identity.geometry }) ?? []),
+      ...rivalTreatments(options.rivals ?? [], world),
+      ...((await options.treatments?.(world)) ?? []),
     ];
     const plan: PlannedTreatment[] = [
       { treatment: floorTreatment, documents: Math.min(FLOOR_DOCUMENTS, documents.length) },
       ...coded.map((treatment) => ({ treatment, documents: documents.length })),
     ];
-    const measured = await measureTreatments({
+    const common = {
       context,
       vocabulary: model.vocabSize,
-      documents,
-      plan,
-      shape: { prefixTokens, continuationTokens, copyTokens, sliceTokens },
       model: identity.fingerprint,
       weights: weights.type,
       runFile,
       signal,
       onEvent,
-    });
+    };
+    const shape = { prefixTokens, continuationTokens, copyTokens, sliceTokens };
+    const measured = documents.length === 0 ? [] : await measureTreatments({ ...common, documents, plan, shape });
+    const everyItem = plan.map(({ treatment }) => ({ treatment, documents: items.length }));
+    const answered = items.length === 0 ? [] : await measureTasks({ ...common, items, plan: everyItem });
     const [document] = documents;
     const closeUp =
       options.closeUp === true && document !== undefined
         ? await measureCloseUp({ context, document, transforms, ratios, prefixTokens, sinks, window, signal, onEvent })
         : undefined;
-    const [floor, ...rows] = measured.map(({ treatment, results }) => summarise(treatment, results));
+    const [floor, ...rows] = plan.map(({ treatment }, i) =>
+      summarise(treatment, measured[i]?.results ?? [], answered[i]?.results),
+    );
     return {
       rows,
       floor: floor as EvaluationRow,
@@ -195,14 +238,11 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
         sinks,
         window,
         documents: documents.map(({ kind, source, sha256 }) => ({ kind, source, sha256 })),
+        tasks: items.map(({ kind, source, sha256 }) => ({ kind, source, sha256 })),
       },
-      machine: {
-        processor: cpus()[0]?.model.trim() ?? 'unknown',
-        threads,
-        platform: `${process.platform}-${process.arch}`,
-        node: process.version,
-        engine: model.engine,
-      },
+      machine: describeMachine(threads, model.engine),
+      commit: await codeVersion(),
+      command: options.command ?? '',
       elapsedMs: performance.now() - startedMs,
       closeUp,
     };

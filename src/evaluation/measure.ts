@@ -7,7 +7,9 @@ import type { EvaluationDocument } from './documents.ts';
 import type { ReferenceRows } from './metrics.ts';
 import type { PrefixRun, ProtocolShape } from './protocol.ts';
 import { createReference, decodedTokens, runDocument } from './protocol.ts';
-import type { DocumentResult, ResultKey, RunFile, RunResult } from './run-file.ts';
+import type { TaskItem } from './tasks/item.ts';
+import { createTaskReference, itemTokens, runTaskItem } from './tasks/run-item.ts';
+import type { DocumentResult, ResultKey, RunFile, RunResult, TaskResult } from './run-file.ts';
 import type { ProtocolContext, Treatment } from './treatment.ts';
 
 /** A treatment and the documents it is measured on: all, or the first few. */
@@ -92,8 +94,33 @@ export async function measureTreatments(options: MeasureOptions): Promise<Measur
   });
 }
 
+/**
+ * Puts the questions of task items to every treatment's caches, as `measureTreatments` measures documents. The context
+ * must have room for the longest prefix with its question. Throws what runTaskItem throws.
+ */
+export async function measureTasks(
+  options: Omit<MeasureOptions, 'documents' | 'shape'> & { readonly items: readonly TaskItem[] },
+): Promise<Measured<TaskResult>[]> {
+  const { context, items, vocabulary } = options;
+  let reference: ReferenceRows | undefined;
+  return measureWork({
+    ...options,
+    phase: 'tasks',
+    isResult: (result) => 'questions' in result,
+    work: items.map((item) => ({
+      document: item.sha256,
+      shape: { prefixTokens: item.prefix.length, continuationTokens: 0, copyTokens: 0, sliceTokens: 0 },
+      decodedTokens: (treatments) => itemTokens(item, treatments.length, countPrefills(treatments)),
+      run: (treatments, hooks) => {
+        reference ??= createTaskReference(items, vocabulary);
+        return runTaskItem(item, treatments, { context, reference, ...hooks });
+      },
+    })),
+  });
+}
+
 /** Treatments that run the prefix through the engine themselves. */
-export function countPrefills(treatments: readonly Treatment[]): number {
+function countPrefills(treatments: readonly Treatment[]): number {
   return treatments.filter(({ prefills }) => prefills === true).length;
 }
 

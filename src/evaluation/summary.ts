@@ -2,7 +2,9 @@
 
 import type { MeanScores } from './metrics.ts';
 import { meanScores } from './metrics.ts';
-import type { DocumentResult } from './run-file.ts';
+import type { CacheCosts, DocumentResult, TaskResult } from './run-file.ts';
+import type { TaskFigures } from './tasks/figures.ts';
+import { taskFigures } from './tasks/figures.ts';
 
 /** What a treatment did to the model's output. KL is KL(exact ‖ restored), mean per token. */
 export interface OutputFigures {
@@ -34,32 +36,38 @@ export interface EvaluationRow extends OutputFigures {
   readonly compressMs: number;
   readonly restoreMs: number;
   readonly byKind: Readonly<Record<string, OutputFigures>>;
+  /** By task; there when tasks were run. */
+  readonly tasks?: Readonly<Record<string, TaskFigures>>;
 }
 
 /**
  * Sums a treatment's results up. All documents have prefixes of one length, so a ratio of sums is the harmonic mean of
- * the documents' ratios. `results` must not be empty.
+ * the documents' ratios. Where only tasks were run, sizes and times are those of their items, and all figures of
+ * documents are NaN. Documents and items must not both be missing.
  */
 export function summarise(
   treatment: { readonly label: string; readonly ratio: number | null },
   results: readonly DocumentResult[],
+  tasks: readonly TaskResult[] = [],
 ): EvaluationRow {
+  const costs: readonly CacheCosts[] = results.length === 0 ? tasks : results;
   const kinds = [...new Set(results.map(({ kind }) => kind))];
   return {
     treatment: treatment.label,
     ratio: treatment.ratio,
-    paperRatio: harmonicMean(results.map((result) => result.paperRatio)),
-    effectiveRatio: harmonicMean(results.map((result) => result.effectiveRatio)),
+    paperRatio: harmonicMean(costs.map((result) => result.paperRatio)),
+    effectiveRatio: harmonicMean(costs.map((result) => result.effectiveRatio)),
     ...outputFigures(results),
-    storedBytes: results.some(({ storedBytes }) => storedBytes === null)
+    storedBytes: costs.some(({ storedBytes }) => storedBytes === null)
       ? null
-      : mean(results.map(({ storedBytes }) => storedBytes ?? 0)),
-    prefillMs: mean(results.map(({ prefillMs }) => prefillMs)),
-    compressMs: mean(results.map(({ compressMs }) => compressMs)),
-    restoreMs: mean(results.map(({ restoreMs }) => restoreMs)),
+      : mean(costs.map(({ storedBytes }) => storedBytes ?? 0)),
+    prefillMs: mean(costs.map(({ prefillMs }) => prefillMs)),
+    compressMs: mean(costs.map(({ compressMs }) => compressMs)),
+    restoreMs: mean(costs.map(({ restoreMs }) => restoreMs)),
     byKind: Object.fromEntries(
       kinds.map((kind) => [kind, outputFigures(results.filter((result) => result.kind === kind))]),
     ),
+    ...(tasks.length === 0 ? {} : { tasks: taskFigures(tasks) }),
   };
 }
 

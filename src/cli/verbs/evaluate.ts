@@ -4,7 +4,8 @@ import type { Evaluation } from '../../evaluation/evaluate.ts';
 import type { EvaluationRow } from '../../evaluation/summary.ts';
 import { formatDuration, formatPercent, formatRatio, formatSmall, table } from '../format.ts';
 import type { Verb } from '../verb.ts';
-import { MODEL_POSITIONAL, PROFILE_OPTION, TEXT_OPTION } from './options.ts';
+import { evaluationTasksText } from './evaluation-tables.ts';
+import { commandLine, MODEL_POSITIONAL, PROFILE_OPTION, TASK_SYNTAX, TEXT_OPTION, taskOptions } from './options.ts';
 
 export const verb: Verb = {
   syntax: {
@@ -16,7 +17,9 @@ export const verb: Verb = {
       ratios: { value: 'LIST', fallback: 'all of the profile', help: 'ratios to measure' },
       prefix: { value: 'N', fallback: '3072', help: 'tokens whose cache is compressed' },
       continuation: { value: 'N', fallback: '1024', help: 'tokens predicted after it' },
-      documents: { value: 'N', fallback: '6', help: 'documents cut from the texts' },
+      documents: { value: 'N', fallback: '6', help: 'documents cut from the texts; 0 runs tasks alone' },
+      ...TASK_SYNTAX,
+      rivals: { value: 'LIST', help: 'rival codecs beside it: rows, native, native-plain' },
       weights: {
         value: 'exact|as-is',
         fallback: 'exact',
@@ -29,6 +32,10 @@ export const verb: Verb = {
     details: [
       'KL is that of the next-token distributions, exact cache against restored cache, in nats per token.',
       'Quantised weights hide part of what a codec does, so a copy in f32 or f16 is made once and kept in the cache folder.',
+      'Tasks are kv, needle, vt, cwe, fwe, multiturn, copy and greedy, made up from the seed and the texts, and files named .jsonl',
+      '(docs/tasks.md). Questions that the exact cache itself fails are counted and left out of the averages.',
+      'Rivals: quantisers, per-head PCA and eviction on the rows of the exact cache (rows), the cache types of the engine (native),',
+      'the same without its rotation (native-plain).',
       'The floor is what the rounding of the engine itself does: differences below it are no differences.',
     ].join('\n'),
   },
@@ -42,7 +49,9 @@ export const verb: Verb = {
       ratios: args.positives('ratios'),
       prefixTokens: args.integer('prefix', 2),
       continuationTokens: args.integer('continuation', 2),
-      documents: args.integer('documents', 1),
+      documents: args.integer('documents', 0),
+      tasks: taskOptions(args),
+      rivals: args.choices('rivals', ['rows', 'native', 'native-plain']),
       weights: args.choice('weights', ['exact', 'as-is']),
       sinks: args.integer('sinks', 0),
       window: args.integer('window', 0),
@@ -51,7 +60,14 @@ export const verb: Verb = {
     const modelPath = await resolveModel(args.positionals[0] ?? '');
     const groups = await readTextFiles(args.texts('text'), context);
     const texts = groups.flatMap(({ name, texts: inGroup }) => inGroup.map((text) => ({ kind: name, ...text })));
-    const evaluation = await evaluate({ ...options, ...context, modelPath, texts, cacheDirectory: cacheDirectory() });
+    const evaluation = await evaluate({
+      ...options,
+      ...context,
+      modelPath,
+      texts,
+      cacheDirectory: cacheDirectory(),
+      command: commandLine(),
+    });
     return { json: { ...evaluation }, text: evaluationText(evaluation) };
   },
 };
@@ -95,6 +111,7 @@ export function evaluationText({ rows, floor, settings, machine, elapsedMs }: Ev
       ['left', ...heading.slice(1).map(() => 'right' as const)],
       heading,
     ),
+    ...evaluationTasksText([...rows, floor]),
     '',
     `${machine.processor}, ${machine.threads} threads, llama.cpp ${machine.engine}, in ${formatDuration(elapsedMs)}`,
   ].join('\n');

@@ -169,7 +169,8 @@ export function evictionTreatment(geometry: CacheGeometry, ratio: number, sinks 
   };
 }
 
-function ratiosOf(counts: {
+/** Both ratios and all bytes of a cache whose window and sinks stay f16; docs/accounting.md. */
+export function ratiosOf(counts: {
   readonly geometry: CacheGeometry;
   readonly tokenCount: number;
   readonly windowTokens: number;
