@@ -105,6 +105,58 @@ export function fillEncoder(frequencies: ArrayLike<number>, tables: EncoderTable
   }
 }
 
+/** A lane being written from its last step to its first: the next word goes before `at`. */
+export interface LaneWriter {
+  state: number;
+  at: number;
+  readonly words: Uint16Array;
+}
+
+/** Begins a lane that fills `scratch` from its end. Room is needed for a word per step and two more. */
+export function openLane(scratch: Uint16Array): LaneWriter {
+  return { state: LOWER_BOUND, at: scratch.length, words: scratch };
+}
+
+/** Writes the state and returns a copy of the lane's words in decoding order. */
+export function closeLane(writer: LaneWriter): Uint16Array {
+  writer.words[--writer.at] = writer.state & 0xffff;
+  writer.words[--writer.at] = writer.state >>> 16;
+  return writer.words.slice(writer.at);
+}
+
+/** How a raw step stands among coded ones, which are table entries ≥ 0. `bits` in [1, MAX_RAW_BITS]. */
+export function rawStep(value: number, bits: number): number {
+  return -1 - (value * 16 + bits);
+}
+
+/** Codes steps [0, count), last to first. Hot. The state stays below 2^31, so nothing here wraps. */
+export function writeSteps(writer: LaneWriter, steps: Int32Array, count: number, tables: EncoderTables): void {
+  const { limit, reciprocal, complement, start } = tables;
+  const { words } = writer;
+  let x = writer.state;
+  let at = writer.at;
+  for (let i = count - 1; i >= 0; i--) {
+    const step = steps[i]!;
+    if (step >= 0) {
+      if (x >= limit[step]!) {
+        words[--at] = x;
+        x >>>= 16;
+      }
+      x += start[step]! + Math.imul((x * reciprocal[step]!) | 0, complement[step]!);
+    } else {
+      const raw = -1 - step;
+      const bits = raw & 15;
+      if (x >= 2 ** (31 - bits)) {
+        words[--at] = x;
+        x >>>= 16;
+      }
+      x = (x << bits) | (raw >> 4);
+    }
+  }
+  writer.state = x;
+  writer.at = at;
+}
+
 /** Throws KVTC_CHUNK_MALFORMED unless a decoded lane used up its words and came back to the state coding began with. */
 export function checkLaneEnd(lane: number, state: number, wordsRead: number, wordCount: number): void {
   if (state === LOWER_BOUND && wordsRead === wordCount) return;

@@ -1,19 +1,11 @@
 // Encodes one chunk of a stream: coefficients → lanes of rANS words, the reverse of decode.ts. A lane's steps are coded
 // from last to first, as rANS demands; words are written from the end of a scratch buffer backwards.
 
-import { LOWER_BOUND, createEncoderTables, fillEncoder } from '../entropy/rans.ts';
-import type { EncoderTables } from '../entropy/rans.ts';
+import { closeLane, createEncoderTables, fillEncoder, openLane, writeSteps } from '../entropy/rans.ts';
 import { TOKEN_CLASSES, TOKEN_CLASS_MIN, tokenStep } from './classes.ts';
 import { laneTokens, tokenClassFrequencies, tokenClassWeights, writeFrame } from './frame.ts';
 import type { WtcPlan } from './plan.ts';
 import { STEPS_PER_PAIR, createTokenSteps, symboliseToken } from './symbolise.ts';
-
-/** A lane being written: the next word goes before `at`. */
-interface LaneWriter {
-  state: number;
-  at: number;
-  readonly words: Uint16Array;
-}
 
 /** Chunk bytes of `coefficients` f32[tokenCount, plan.rank], finite, and their token classes, in `lanes` lanes. */
 export function encodeLanes(
@@ -33,7 +25,7 @@ export function encodeLanes(
   const laneWords: Uint16Array[] = [];
   const classStep = new Int32Array(1);
   for (let l = 0; l < lanes; l++) {
-    const writer: LaneWriter = { state: LOWER_BOUND, at: scratch.length, words: scratch };
+    const writer = openLane(scratch);
     const first = laneTokens(tokenCount, lanes, l);
     for (let t = laneTokens(tokenCount, lanes, l + 1) - 1; t >= first; t--) {
       const tokenClass = tokenClasses[t]!;
@@ -42,37 +34,7 @@ export function encodeLanes(
       classStep[0] = tokenClass - TOKEN_CLASS_MIN;
       writeSteps(writer, classStep, 1, tokenClassTable);
     }
-    scratch[--writer.at] = writer.state & 0xffff;
-    scratch[--writer.at] = writer.state >>> 16;
-    laneWords.push(scratch.slice(writer.at));
+    laneWords.push(closeLane(writer));
   }
   return writeFrame(weights, laneWords);
-}
-
-/** Codes steps [0, count), last to first. Hot. The state stays below 2^31, so nothing here wraps. */
-function writeSteps(writer: LaneWriter, steps: Int32Array, count: number, tables: EncoderTables): void {
-  const { limit, reciprocal, complement, start } = tables;
-  const { words } = writer;
-  let x = writer.state;
-  let at = writer.at;
-  for (let i = count - 1; i >= 0; i--) {
-    const step = steps[i]!;
-    if (step >= 0) {
-      if (x >= limit[step]!) {
-        words[--at] = x;
-        x >>>= 16;
-      }
-      x += start[step]! + Math.imul((x * reciprocal[step]!) | 0, complement[step]!);
-    } else {
-      const raw = -1 - step;
-      const bits = raw & 15;
-      if (x >= 2 ** (31 - bits)) {
-        words[--at] = x;
-        x >>>= 16;
-      }
-      x = (x << bits) | (raw >> 4);
-    }
-  }
-  writer.state = x;
-  writer.at = at;
 }

@@ -2,6 +2,7 @@
 // The encoder writes the steps, the estimator sums their lengths, training counts them (docs/format/wtc-codec.md,
 // "Walk of a token" and "How the encoder chooses integers"). Does not know bytes.
 
+import { rawStep } from '../entropy/rans.ts';
 import { BLOCK_COMPONENTS, CLASS_MIN, classShift, codedPairs } from './classes.ts';
 import type { TableFamily } from './family.ts';
 import { CELLS } from './family.ts';
@@ -187,8 +188,4 @@ function pushSingle(steps: Int32Array, count: number, k: number, scaleClass: num
   }
   if (rawBits > 0) steps[n++] = rawStep(centred & ((1 << rawBits) - 1), rawBits);
   return n;
-}
-
-function rawStep(value: number, bits: number): number {
-  return -1 - (value * 16 + bits);
 }
