@@ -154,4 +154,3 @@ function sum(values: Float64Array): number {
 function share(part: number, whole: number): number {
   return whole === 0 ? 0 : part / whole;
 }
-

@@ -1,0 +1,128 @@
+// Where a restored cache is wrong: by layer and KV head, and along the prefix. Does not know: quality, bytes, times.
+
+import type { StreamKind } from '../../base/geometry.ts';
+import type { RatioCloseUp } from '../close-up.ts';
+import type { Figure } from './chart.ts';
+import { FONT_SIZE, HEAT, INK, Plot, drawChart, shortNumber } from './chart.ts';
+
+const STREAM_NAMES: Readonly<Record<StreamKind, string>> = { key: 'keys', value: 'values' };
+
+/** Cells of a heat map: relative squared error in percent. */
+function headCells(closeUp: RatioCloseUp, stream: StreamKind): { layer: number; head: number; error: number }[] {
+  return closeUp.errors[stream].byHead.flatMap((heads, layer) =>
+    heads.map((error, head) => ({ layer, head, error: 100 * error })),
+  );
+}
+
+/** Limits between the seven colours, shared by keys and values so that they compare: equal steps of the logarithm. */
+export function heatLimits(closeUp: RatioCloseUp): number[] {
+  const errors = [...headCells(closeUp, 'key'), ...headCells(closeUp, 'value')]
+    .map(({ error }) => error)
+    .filter((error) => error > 0);
+  const low = Math.min(...errors, 100);
+  const high = Math.max(...errors, low * 1.01);
+  return Array.from({ length: HEAT.length - 1 }, (_, i) => low * (high / low) ** ((i + 1) / HEAT.length));
+}
+
+export function headChart(closeUp: RatioCloseUp, stream: StreamKind): Figure {
+  const cells = headCells(closeUp, stream);
+  const limits = heatLimits(closeUp);
+  const layers = closeUp.errors[stream].byHead.length;
+  const heads = closeUp.errors[stream].byHead[0]?.length ?? 0;
+  const every = Math.ceil(layers / 8);
+  const svg = drawChart(`Error of the ${STREAM_NAMES[stream]} by layer and KV head at ${closeUp.ratio}x`, {
+    height: 76 + Math.min(30, Math.max(8, 240 / heads)) * heads,
+    marginLeft: 36,
+    x: {
+      type: 'band',
+      domain: Array.from({ length: layers }, (_, i) => i),
+      ticks: Array.from({ length: layers }, (_, i) => i).filter((i) => i % every === 0),
+      tickSize: 0,
+      label: 'layer',
+      padding: 0.06,
+    },
+    y: {
+      type: 'band',
+      domain: Array.from({ length: heads }, (_, i) => i),
+      ticks: Array.from({ length: heads }, (_, i) => i).filter((i) => i % Math.ceil(heads / 8) === 0),
+      tickSize: 0,
+      label: 'KV head',
+      padding: 0.06,
+    },
+    marks: [
+      Plot.cell(cells, {
+        x: 'layer',
+        y: 'head',
+        fill: ({ error }: (typeof cells)[number]) => HEAT[limits.filter((limit) => error >= limit).length] ?? INK,
+        title: ({ layer, head, error }: (typeof cells)[number]) =>
+          `layer ${layer}, head ${head}: ${error.toPrecision(3)} %`,
+      }),
+    ],
+  });
+  const bound = (i: number): string => shortNumber(limits[i] ?? 0);
+  const label = (i: number): string => {
+    if (i === 0) return `< ${bound(0)} %`;
+    return i === HEAT.length - 1 ? `≥ ${bound(i - 1)} %` : `${bound(i - 1)}–${bound(i)}`;
+  };
+  return {
+    id: `heads-${stream}-${closeUp.ratio}`,
+    svg,
+    caption: `Relative squared error of the ${STREAM_NAMES[stream]} at ${closeUp.ratio}x, %, in every layer and KV head.`,
+    legend: HEAT.map((colour, i) => ({ colour, label: label(i) })),
+  };
+}
+
+/** Error along the prefix, a line a ratio, labelled at its end. */
+export function positionChart(ratios: readonly RatioCloseUp[], stream: StreamKind): Figure {
+  const points = ratios.flatMap(({ ratio, errors }) =>
+    errors[stream].byPosition.map(({ startToken, endToken, error }) => ({
+      ratio,
+      token: (startToken + endToken - 1) / 2,
+      error: 100 * error,
+    })),
+  );
+  const shades = (ratio: number): string =>
+    HEAT[Math.min(HEAT.length - 1, 3 + ratios.findIndex((one) => one.ratio === ratio))] ?? INK;
+  const most = Math.max(...points.map(({ error }) => error), 1e-9);
+  const peaks = ratios.map(({ ratio }) =>
+    points.filter((point) => point.ratio === ratio).reduce((a, b) => (b.error > a.error ? b : a)),
+  );
+  const svg = drawChart(`Error of the ${STREAM_NAMES[stream]} along the prefix`, {
+    marginLeft: 44,
+    x: {
+      domain: [0, Math.max(...points.map(({ token }) => token))],
+      label: 'token',
+      ticks: 5,
+      tickFormat: shortNumber,
+    },
+    y: { domain: [0, most * 1.12], grid: true, label: 'relative squared error, %', ticks: 5 },
+    marks: [
+      Plot.line(points, {
+        x: 'token',
+        y: 'error',
+        z: 'ratio',
+        stroke: ({ ratio }: (typeof points)[number]) => shades(ratio),
+        strokeWidth: 1.6,
+        curve: 'step',
+      }),
+      Plot.text(peaks, {
+        x: 'token',
+        y: 'error',
+        text: ({ ratio }: (typeof peaks)[number]) => `${ratio}x`,
+        dy: -7,
+        fill: INK,
+        fontSize: FONT_SIZE - 1,
+      }),
+    ],
+  });
+  return {
+    id: `positions-${stream}`,
+    svg,
+    caption: `Relative squared error of the ${STREAM_NAMES[stream]} along the prefix, %. Where it is 0 the tokens are kept exact.`,
+  };
+}
+
+/** The layer and head with the largest error. */
+export function worstHead(closeUp: RatioCloseUp, stream: StreamKind): { layer: number; head: number; error: number } {
+  return headCells(closeUp, stream).reduce((a, b) => (b.error > a.error ? b : a));
+}

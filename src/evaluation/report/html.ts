@@ -1,0 +1,41 @@
+// HTML from plain data: text is escaped here and nowhere else. Does not know: what a report says.
+
+import type { Figure } from './chart.ts';
+
+export function escapeHtml(text: string): string {
+  return text.replace(/[&<>"']/gu, (sign) => `&#${sign.codePointAt(0)};`);
+}
+
+export function figureHtml({ id, svg, caption, legend }: Figure): string {
+  const items = (legend ?? []).map(
+    ({ colour, label }) => `<li><i style="background:${escapeHtml(colour)}"></i>${escapeHtml(label)}</li>`,
+  );
+  const list = items.length === 0 ? '' : `<ul class="legend">${items.join('')}</ul>`;
+  return `<figure data-chart="${escapeHtml(id)}">${svg}${list}<figcaption>${escapeHtml(caption)}</figcaption></figure>`;
+}
+
+export function chartsHtml(figures: readonly (Figure | null)[]): string {
+  return `<div class="charts">${figures.map((figure) => (figure === null ? '' : figureHtml(figure))).join('\n')}</div>`;
+}
+
+/** The first column is text, the others are figures. */
+export function tableHtml(heading: readonly string[], rows: readonly (readonly string[])[]): string {
+  const line = (cells: readonly string[], tag: 'td' | 'th'): string =>
+    `<tr>${cells.map((cell) => `<${tag}>${escapeHtml(cell)}</${tag}>`).join('')}</tr>`;
+  const body = rows.map((row) => line(row, 'td')).join('');
+  return `<div class="scroll"><table><thead>${line(heading, 'th')}</thead><tbody>${body}</tbody></table></div>`;
+}
+
+export function detailsHtml(summary: string, content: string): string {
+  return `<details><summary>${escapeHtml(summary)}</summary>${content}</details>`;
+}
+
+export function factsHtml(facts: readonly (readonly [string, string])[]): string {
+  return `<dl>${facts.map(([name, value]) => `<dt>${escapeHtml(name)}</dt><dd>${escapeHtml(value)}</dd>`).join('')}</dl>`;
+}
+
+/** `titles` and `text` are plain. */
+export function sectionHtml(id: string, title: string, text: string, content: string): string {
+  const paragraph = text === '' ? '' : `<p>${escapeHtml(text)}</p>`;
+  return `<section id="${escapeHtml(id)}"><h2>${escapeHtml(title)}</h2>${paragraph}${content}</section>`;
+}

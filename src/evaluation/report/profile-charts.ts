@@ -1,0 +1,147 @@
+// What calibration found: the spectrum of keys and values, how fast energy gathers, and what each ratio spends bits on.
+// Does not know: quality, bytes, times.
+
+import type { StreamKind } from '../../base/geometry.ts';
+import { STREAMS } from '../../base/geometry.ts';
+import type { GroupType } from '../../codec/paper/plan.ts';
+import type { RatioCloseUp, Spectrum } from '../close-up.ts';
+import type { Figure } from './chart.ts';
+import { FAINT, INK, KEY_COLOUR, Plot, VALUE_COLOUR, decades, drawChart, shortNumber } from './chart.ts';
+
+const STREAM_NAMES: Readonly<Record<StreamKind, string>> = { key: 'keys', value: 'values' };
+const STREAM_COLOURS: Readonly<Record<StreamKind, string>> = { key: KEY_COLOUR, value: VALUE_COLOUR };
+const STREAM_LEGEND = STREAMS.map((stream) => ({ colour: STREAM_COLOURS[stream], label: STREAM_NAMES[stream] }));
+const TYPE_COLOURS: Readonly<Record<GroupType, string>> = {
+  fp8: 'var(--heat-6)',
+  int4: 'var(--heat-4)',
+  int2: 'var(--heat-2)',
+};
+const TYPE_BITS: Readonly<Record<GroupType, string>> = { fp8: '8 bit (fp8)', int4: '4 bit', int2: '2 bit' };
+
+type Spectra = Readonly<Record<StreamKind, Spectrum>>;
+
+/** Variance by component as a share of all energy: dashed from calibration, solid on the document. */
+export function spectrumChart(spectra: Spectra): Figure {
+  const points = STREAMS.flatMap((stream) => {
+    const { energyPerToken, points: found } = spectra[stream];
+    return found.flatMap(({ component, variance, measured }) => [
+      { stream, component, share: variance / energyPerToken, from: 'calibration' },
+      { stream, component, share: measured / energyPerToken, from: 'document' },
+    ]);
+  }).filter(({ share }) => share > 0 && Number.isFinite(share));
+  const shares = points.map(({ share }) => share);
+  const domain = [Math.min(...shares) / 1.3, Math.max(...shares) * 1.5] as const;
+  const last = Math.max(...points.map(({ component }) => component));
+  const lines = (from: string, dash: string): unknown =>
+    Plot.line(
+      points.filter((point) => point.from === from),
+      {
+        x: 'component',
+        y: 'share',
+        z: 'stream',
+        stroke: ({ stream }: (typeof points)[number]) => STREAM_COLOURS[stream],
+        strokeWidth: from === 'document' ? 2 : 1.2,
+        strokeDasharray: dash,
+      },
+    );
+  const svg = drawChart('Share of energy by component, keys and values', {
+    marginLeft: 56,
+    x: {
+      type: 'log',
+      domain: [1, last * 1.05],
+      ticks: decades([1, last]),
+      tickFormat: shortNumber,
+      label: 'component',
+    },
+    y: { type: 'log', domain, ticks: decades(domain), tickFormat: shortNumber, grid: true, label: 'share of energy' },
+    marks: [lines('calibration', '3 3') as never, lines('document', 'none') as never],
+  });
+  return {
+    id: 'spectrum',
+    svg,
+    caption:
+      'Share of the energy in each component. Solid: measured on this document. Dashed: on the calibration texts.',
+    legend: STREAM_LEGEND,
+  };
+}
+
+/** Energy of the document captured by the first components. */
+export function energyChart(spectra: Spectra): Figure {
+  const points = STREAMS.flatMap((stream) =>
+    spectra[stream].points.map(({ component, captured }) => ({
+      stream,
+      share: (100 * component) / spectra[stream].width,
+      captured: 100 * captured,
+    })),
+  );
+  const svg = drawChart('Energy captured by the first components, keys and values', {
+    x: {
+      domain: [0, Math.max(...points.map(({ share }) => share))],
+      label: 'components kept, % of the width',
+      ticks: 5,
+    },
+    y: { domain: [0, 100], grid: true, label: 'energy captured, %', ticks: 5 },
+    marks: [
+      Plot.line(points, {
+        x: 'share',
+        y: 'captured',
+        z: 'stream',
+        stroke: ({ stream }: (typeof points)[number]) => STREAM_COLOURS[stream],
+        strokeWidth: 2,
+      }),
+    ],
+  });
+  return {
+    id: 'energy',
+    svg,
+    caption:
+      'Energy of this document that the first components hold. What is missing at the right end lies beyond the rank of the profile.',
+    legend: STREAM_LEGEND,
+  };
+}
+
+/** Components of one stream by the bits they get, one strip a ratio. */
+export function planChart(stream: StreamKind, ratios: readonly RatioCloseUp[], width: number): Figure {
+  const strips = ratios.flatMap(({ ratio, plans }) =>
+    plans[stream].groups.map(({ start, size, type }) => ({ ratio: `${ratio}x`, start, end: start + size, type })),
+  );
+  const last = Math.max(1, ...ratios.map(({ plans }) => plans[stream].rank));
+  const svg = drawChart(`Bits by component, ${STREAM_NAMES[stream]}`, {
+    height: 70 + 30 * ratios.length,
+    marginLeft: 40,
+    x: { domain: [0, last], label: 'component', ticks: 5, tickFormat: shortNumber },
+    y: { type: 'band', domain: ratios.map(({ ratio }) => `${ratio}x`), label: null, tickSize: 0, padding: 0.25 },
+    marks: [
+      Plot.barX(strips, {
+        x1: 'start',
+        x2: 'end',
+        y: 'ratio',
+        fill: ({ type }: (typeof strips)[number]) => TYPE_COLOURS[type],
+        stroke: FAINT,
+        strokeWidth: 0.3,
+        title: ({ start, end, type }: (typeof strips)[number]) =>
+          `components ${start + 1} to ${end}: ${TYPE_BITS[type]}`,
+      }),
+      Plot.ruleX([0], { stroke: INK, strokeOpacity: 0.3 }),
+    ],
+  });
+  const types = (['fp8', 'int4', 'int2'] as const).filter((type) => strips.some((strip) => strip.type === type));
+  return {
+    id: `plan-${stream}`,
+    svg,
+    caption: `Bits each component of the ${STREAM_NAMES[stream]} gets, by ratio; thin lines part the groups. All ${shortNumber(width - last)} components further right get none.`,
+    legend: types.map((type) => ({ colour: TYPE_COLOURS[type], label: TYPE_BITS[type] })),
+  };
+}
+
+/** Components by type of one plan. */
+export function planCounts(closeUp: RatioCloseUp, stream: StreamKind): Readonly<Record<GroupType, number>> {
+  const counts = { fp8: 0, int4: 0, int2: 0 };
+  for (const { type, size } of closeUp.plans[stream].groups) counts[type] += size;
+  return counts;
+}
+
+/** Components needed for a share of the document's energy, or null when the profile's rank does not reach it. */
+export function componentsFor(spectrum: Spectrum, share: number): number | null {
+  return spectrum.points.find(({ captured }) => captured >= share)?.component ?? null;
+}

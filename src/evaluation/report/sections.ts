@@ -1,0 +1,302 @@
+// The report's sections: for each, a title that states what the data show, a sentence on how to read it, the charts, and
+// a table with every number. Does not know: how charts are drawn, the page around the sections.
+
+import { STREAMS } from '../../base/geometry.ts';
+import type { CloseUp, RatioCloseUp } from '../close-up.ts';
+import type { Evaluation } from '../evaluate.ts';
+import type { EvaluationRow, OutputFigures } from '../summary.ts';
+import { breakEvenTokens, bytesChart, bytesOf, timesChart } from './cost-charts.ts';
+import { headChart, positionChart, worstHead } from './error-charts.ts';
+import { chartsHtml, detailsHtml, sectionHtml, tableHtml } from './html.ts';
+import { componentsFor, energyChart, planChart, planCounts, spectrumChart } from './profile-charts.ts';
+import type { Measure } from './rate-charts.ts';
+import { comparison, isPlainKvtc, mainRow, rateChart } from './rate-charts.ts';
+
+const STREAM_NAMES = { key: 'keys', value: 'values' } as const;
+
+export function nats(value: number): string {
+  return value !== 0 && Math.abs(value) < 0.001 ? value.toExponential(1) : value.toFixed(4);
+}
+function percent(share: number, digits = 2): string {
+  return `${(100 * share).toFixed(digits)} %`;
+}
+function count(value: number): string {
+  return Math.round(value).toLocaleString('en-GB').replaceAll(',', ' ');
+}
+function times(ratio: number | null): string {
+  return ratio === null ? '–' : ratio.toFixed(2);
+}
+function seconds(elapsedMs: number): string {
+  return `${(elapsedMs / 1000).toPrecision(3)} s`;
+}
+function list(names: readonly string[]): string {
+  return names.length < 2 ? names.join('') : `${names.slice(0, -1).join(', ')} and ${names.at(-1)}`;
+}
+
+/** Rate against loss, and every number of the table. */
+export function rateSection({ rows, floor, settings }: Evaluation): string {
+  const main = mainRow(rows);
+  const title =
+    main === undefined || main.effectiveRatio === null
+      ? 'What each ratio costs'
+      : `A cache ${times(main.effectiveRatio)} times smaller costs ${nats(main.klNats)} nats a token` +
+        (floor.klNats > 0 ? `, ${(main.klNats / floor.klNats).toPrecision(2)} times the engine's own noise` : '');
+  const text =
+    `KL divergence of the next-token distribution, exact cache against restored cache, on ${settings.continuationTokens} tokens after a prefix of ${settings.prefixTokens}; ` +
+    `and on ${settings.copyTokens} tokens that repeat a passage of the prefix, which needs the keys to find it. ${rivalsText(rows)}`;
+  const charts = chartsHtml([
+    rateChart('rate-kl', rows, floor, 'klNats', 'effectiveRatio'),
+    rateChart('rate-copy-kl', rows, floor, 'copyKlNats', 'effectiveRatio'),
+    rateChart('paper-rate-kl', rows, floor, 'klNats', 'paperRatio'),
+    rateChart('paper-rate-copy-kl', rows, floor, 'copyKlNats', 'paperRatio'),
+  ]);
+  return sectionHtml('quality', title, text, charts + rowsTable(rows, floor) + kindsTable(rows, floor));
+}
+
+function rivalsText(rows: readonly EvaluationRow[]): string {
+  const of = (measure: Measure, what: string): string => {
+    const { beaten, beating, apart } = comparison(rows, measure);
+    if (beaten.length + beating.length + apart.length === 0) return '';
+    const parts = [
+      beaten.length === 0 ? '' : `some ratio of kvtc is both smaller and closer than ${list(beaten)}`,
+      beating.length === 0
+        ? ''
+        : `${list(beating)} ${beating.length === 1 ? 'is' : 'are'} both smaller and closer than some ratio of kvtc`,
+      apart.length === 0
+        ? ''
+        : `${list(apart)} ${apart.length === 1 ? 'is' : 'are'} at sizes or losses kvtc was not measured at`,
+    ].filter((part) => part !== '');
+    return `${what}: ${parts.join('; ')}.`;
+  };
+  return [of('klNats', 'By KL'), of('copyKlNats', 'By copying')].filter((part) => part !== '').join(' ');
+}
+
+function figuresOf(row: OutputFigures): string[] {
+  return [
+    nats(row.klNats),
+    nats(row.copyKlNats),
+    percent(row.top1Agreement),
+    row.perplexityExact.toFixed(3),
+    row.perplexityRestored.toFixed(3),
+    percent(row.copyAccuracyExact, 1),
+    percent(row.copyAccuracyRestored, 1),
+  ];
+}
+
+const FIGURE_HEADING = ['KL', 'copy KL', 'top-1', 'perplexity, exact', 'restored', 'copied, exact', 'restored'];
+
+function rowsTable(rows: readonly EvaluationRow[], floor: EvaluationRow): string {
+  const line = (row: EvaluationRow): string[] => [
+    row.treatment,
+    times(row.paperRatio),
+    times(row.effectiveRatio),
+    ...figuresOf(row),
+    row.storedBytes === null ? '–' : count(row.storedBytes),
+    row.effectiveRatio === null ? '–' : seconds(row.compressMs),
+    row.effectiveRatio === null ? '–' : seconds(row.restoreMs),
+    `${row.documents}`,
+  ];
+  const heading = ['', 'paper ratio', 'every byte', ...FIGURE_HEADING, 'bytes', 'compress', 'restore', 'documents'];
+  return tableHtml(heading, [...rows, floor].map(line));
+}
+
+function kindsTable(rows: readonly EvaluationRow[], floor: EvaluationRow): string {
+  const lines = [...rows, floor].flatMap((row) =>
+    Object.entries(row.byKind).map(([kind, figures]) => [
+      `${row.treatment}, ${kind}`,
+      ...figuresOf(figures),
+      `${figures.documents}`,
+    ]),
+  );
+  return detailsHtml('By kind of text', tableHtml(['', ...FIGURE_HEADING, 'documents'], lines));
+}
+
+/** The ratio most charts show: nearest the paper's 16x. */
+function mainRatio(closeUp: CloseUp): RatioCloseUp | undefined {
+  const distance = ({ ratio }: RatioCloseUp): number => Math.abs(Math.log2(ratio / 16));
+  return closeUp.ratios.toSorted((a, b) => distance(a) - distance(b))[0];
+}
+
+export function spectrumSection({ spectrum }: CloseUp): string {
+  const parts = STREAMS.map((stream) => {
+    const needed = componentsFor(spectrum[stream], 0.9);
+    const held = spectrum[stream].points.at(-1)?.captured ?? 0;
+    return needed === null
+      ? `the profile's rank holds ${percent(held, 0)} of the ${STREAM_NAMES[stream]}`
+      : `${count(needed)} of ${count(spectrum[stream].width)} components hold 90 % of the ${STREAM_NAMES[stream]}`;
+  });
+  const title = `Energy gathers in few directions: ${parts.join(', ')}`;
+  const text =
+    'Keys (before rotation) and values of all layers and heads of one token, centred and turned onto the basis of the profile. The steeper the fall, the more there is to save. Energy is counted on a document that calibration has not seen.';
+  const lines = spectrum.key.points.map(({ component }, i) => {
+    const cells = STREAMS.flatMap((stream) => {
+      const point = spectrum[stream].points[i];
+      const share = (value: number): string => (value / spectrum[stream].energyPerToken).toExponential(2);
+      return point === undefined
+        ? ['', '', '']
+        : [share(point.variance), share(point.measured), percent(point.captured)];
+    });
+    return [`${component}`, ...cells];
+  });
+  const heading = [
+    'component',
+    ...STREAMS.flatMap((stream) => [`${STREAM_NAMES[stream]}, calibrated`, 'measured', 'captured']),
+  ];
+  const table = spectrum.key.points.length === spectrum.value.points.length ? tableHtml(heading, lines) : '';
+  return sectionHtml(
+    'spectrum',
+    title,
+    text,
+    chartsHtml([spectrumChart(spectrum), energyChart(spectrum)]) + detailsHtml('Every number', table),
+  );
+}
+
+export function planSection(closeUp: CloseUp): string {
+  const main = mainRatio(closeUp);
+  if (main === undefined) return '';
+  const counts = planCounts(main, 'key');
+  const width = closeUp.spectrum.key.width;
+  const kept = counts.fp8 + counts.int4 + counts.int2;
+  const title = `At ${main.ratio}x, ${count(counts.fp8)} key components get 8 bits, ${count(counts.int4)} get 4, ${count(counts.int2)} get 2 and ${count(width - kept)} none`;
+  const text = 'The plan spreads a budget of bits over the components so that the expected squared error is least.';
+  const charts = STREAMS.map((stream) => planChart(stream, closeUp.ratios, closeUp.spectrum[stream].width));
+  const lines = closeUp.ratios.flatMap((one) =>
+    STREAMS.map((stream) => {
+      const types = planCounts(one, stream);
+      const { rank, groups } = one.plans[stream];
+      const predicted = stream === 'key' ? one.plans.keyError : one.plans.valueError;
+      const measured = one.errors[stream].total;
+      return [
+        `${one.ratio}x ${STREAM_NAMES[stream]}`,
+        count(rank),
+        `${groups.length}`,
+        count(types.fp8),
+        count(types.int4),
+        count(types.int2),
+        percent(predicted),
+        percent(measured),
+      ];
+    }),
+  );
+  const heading = ['', 'rank', 'groups', '8 bit', '4 bit', '2 bit', 'error, planned', 'error, this document'];
+  return sectionHtml('plan', title, text, chartsHtml(charts) + tableHtml(heading, lines));
+}
+
+export function errorSection(closeUp: CloseUp): string {
+  const main = mainRatio(closeUp);
+  if (main === undefined) return '';
+  const worst = STREAMS.map((stream) => ({ stream, ...worstHead(main, stream) })).toSorted(
+    (a, b) => b.error - a.error,
+  )[0];
+  const title =
+    worst === undefined
+      ? ''
+      : `The ${STREAM_NAMES[worst.stream]} of layer ${worst.layer}, head ${worst.head} lose most at ${main.ratio}x: ${worst.error.toPrecision(2)} %, against ${percent(main.errors[worst.stream].total, 1)} in all`;
+  const text =
+    'Squared distance between restored and exact rows, over the squared distance of the exact rows from their mean. One basis serves all layers and heads, so those with little energy are the first to lose.';
+  const others = closeUp.ratios.filter((one) => one !== main);
+  const more =
+    others.length === 0
+      ? ''
+      : detailsHtml(
+          'Layers and heads at the other ratios',
+          chartsHtml(others.flatMap((one) => STREAMS.map((stream) => headChart(one, stream)))),
+        );
+  const positions = closeUp.ratios.flatMap((one) =>
+    STREAMS.flatMap((stream) =>
+      one.errors[stream].byPosition.map(({ startToken, endToken, error }) => [
+        `${one.ratio}x ${STREAM_NAMES[stream]}`,
+        `${startToken} to ${endToken - 1}`,
+        percent(error, 3),
+      ]),
+    ),
+  );
+  const heads = closeUp.ratios.flatMap((one) =>
+    STREAMS.flatMap((stream) =>
+      one.errors[stream].byHead.flatMap((row, layer) =>
+        row.map((error, head) => [`${one.ratio}x ${STREAM_NAMES[stream]}`, `${layer}`, `${head}`, percent(error, 3)]),
+      ),
+    ),
+  );
+  return sectionHtml(
+    'errors',
+    title,
+    text,
+    chartsHtml([
+      ...STREAMS.map((stream) => headChart(main, stream)),
+      ...STREAMS.map((stream) => positionChart(closeUp.ratios, stream)),
+    ]) +
+      more +
+      detailsHtml('Every number, by layer and head', tableHtml(['', 'layer', 'head', 'error'], heads)) +
+      detailsHtml('Every number, by position', tableHtml(['', 'tokens', 'error'], positions)),
+  );
+}
+
+export function costSection(closeUp: CloseUp): string {
+  const { ratios, times: measured } = closeUp;
+  const smallest = ratios.at(-1);
+  const exact = (smallest?.parts ?? [])
+    .filter(({ name }) => name === 'window' || name === 'sinks')
+    .reduce((sum, { byteLength }) => sum + byteLength, 0);
+  const bytesTitle =
+    smallest === undefined
+      ? ''
+      : `At ${smallest.ratio}x, ${percent(exact / bytesOf(smallest), 0)} of the file are the tokens kept exact`;
+  const bytesText =
+    'The window of newest tokens is kept as the engine holds it. It weighs less the longer the context: ratios with every byte counted grow with length.';
+  const names = smallest?.parts.map(({ name }) => name) ?? [];
+  const bytesTable = tableHtml(
+    ['', ...names, 'file', 'cache', 'paper ratio', 'every byte'],
+    ratios.map((one) => [
+      `${one.ratio}x`,
+      ...one.parts.map(({ byteLength }) => count(byteLength)),
+      count(bytesOf(one)),
+      count(one.rawBytes),
+      times(one.paperRatio),
+      times(one.effectiveRatio),
+    ]),
+  );
+  const even = breakEvenTokens(measured);
+  const last = measured.restore.at(-1);
+  const prefill = measured.prefill.at(-1);
+  const factor = last === undefined || prefill === undefined ? 0 : prefill.elapsedMs / last.elapsedMs;
+  const timesTitle =
+    `Restoring ${count(last?.tokens ?? 0)} tokens takes ${seconds(last?.elapsedMs ?? 0)}, prefilling them ${seconds(prefill?.elapsedMs ?? 0)}: ${factor.toPrecision(2)} times as long` +
+    (even === null ? '' : `. A fresh process gains from ${count(even)} tokens on`);
+  const timesText = `Restoring from memory at ${measured.ratio}x, medians of three; loading the bases takes ${seconds(measured.loadBasesMs)}, once in a process. Prefill as the engine does it, 512 tokens at a time.`;
+  const timesTable = tableHtml(
+    ['', 'tokens', 'time'],
+    [
+      ...measured.prefill.map((point) => ['prefill', count(point.tokens), seconds(point.elapsedMs)]),
+      ...measured.restore.map((point) => ['restore', count(point.tokens), seconds(point.elapsedMs)]),
+    ],
+  );
+  return (
+    sectionHtml('bytes', bytesTitle, bytesText, chartsHtml([bytesChart(closeUp)]) + bytesTable) +
+    sectionHtml(
+      'times',
+      timesTitle,
+      timesText,
+      chartsHtml([timesChart(measured)]) + detailsHtml('Every number', timesTable),
+    )
+  );
+}
+
+/** A sentence on the whole, for the head of the page. */
+export function leadText({ rows, floor, closeUp }: Evaluation): string {
+  const plain = rows.filter(isPlainKvtc).filter(({ effectiveRatio }) => effectiveRatio !== null);
+  const best = plain.at(0);
+  const smallest = plain.at(-1);
+  const last = closeUp?.times.restore.at(-1);
+  const prefill = closeUp?.times.prefill.at(-1);
+  const sentences = [
+    best === undefined || smallest === undefined
+      ? ''
+      : `From ${times(best.effectiveRatio)} to ${times(smallest.effectiveRatio)} times smaller with every byte counted, for ${nats(best.klNats)} to ${nats(smallest.klNats)} nats a token.`,
+    floor.klNats > 0 ? `The engine's own rounding costs ${nats(floor.klNats)}; differences below that are none.` : '',
+    last === undefined || prefill === undefined
+      ? ''
+      : `Restoring is ${(prefill.elapsedMs / last.elapsedMs).toPrecision(2)} times faster than prefilling.`,
+  ];
+  return sentences.filter((sentence) => sentence !== '').join(' ');
+}
