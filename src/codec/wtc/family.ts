@@ -4,13 +4,14 @@
 
 import { KvtcError } from '../../base/errors.ts';
 import { areFrequencies } from '../entropy/rans.ts';
+import { SCALE_INDEX_LIMIT } from './classes.ts';
 import { ENTRY_STRIDE, SINGLE_TABLES, TABLES, symbolCount } from './symbols.ts';
 
 /** Cells with a centroid of their own: |k| = 1, 2 and ≥ 3. Thresholds likewise: 0|1, 1|2 and k|k+1 above. */
 export const CELLS = 3;
 
-/** Largest weight and expectation of a magnitude. */
-const MAGNITUDE_LIMIT = 1 << 12;
+/** Largest weight and expectation of a magnitude: sums over 2^20 components of magnitude 25 stay below 2^31. */
+const MAGNITUDE_LIMIT = 64;
 
 export interface TableFamily {
   /** u16[TABLES, ENTRY_STRIDE]; entries past a table's alphabet are 0. */
@@ -79,6 +80,18 @@ export function unpackFamily(packed: Float32Array, name: string): TableFamily {
     weights: Uint16Array.from(weights),
     expectations: Uint16Array.from(expectations),
   });
+}
+
+/**
+ * Reads a stream's scales, whole numbers as f32. Throws KVTC_PROFILE_MALFORMED when one is none, lies beyond
+ * ±SCALE_INDEX_LIMIT or exceeds its predecessor.
+ */
+export function unpackScales(packed: Float32Array, name: string): Int16Array {
+  packed.forEach((scale, i) => {
+    if (Number.isInteger(scale) && Math.abs(scale) <= SCALE_INDEX_LIMIT && !(i > 0 && scale > packed[i - 1]!)) return;
+    throw malformed(name, `scale ${i} is ${scale} after ${packed[i - 1]}`);
+  });
+  return Int16Array.from(packed);
 }
 
 function malformed(name: string, problem: string): KvtcError {

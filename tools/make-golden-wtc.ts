@@ -1,0 +1,63 @@
+// Writes the golden chunks of the codec wtc (test/golden/wtc): a table family and chunks coded with it. Run it only when
+// a case is added: what is there must keep decoding to the same numbers (docs/format/wtc-codec.md).
+
+import { createHash } from 'node:crypto';
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { laplaceRows, testTables } from '../src/codec/wtc/fixture.test-data.ts';
+import { packFamily } from '../src/codec/wtc/family.ts';
+import { createWtcPlan } from '../src/codec/wtc/plan.ts';
+import { decodeWtcChunk, encodeWtcChunk } from '../src/codec/wtc/wtc-codec.ts';
+
+const folder = join(import.meta.dirname, '..', 'test', 'golden', 'wtc');
+const RANK = 96;
+const tables = testTables(RANK);
+
+const CASES = [
+  { name: 'one token', tokens: 1, stepIndex: 0, cut: -5, outlier: 0, tokenClass: () => 0 },
+  {
+    name: 'coarse, token classes of all kinds',
+    tokens: 37,
+    stepIndex: 100,
+    cut: -5,
+    outlier: 0,
+    tokenClass: (t: number) => ((t * 7) % 16) - 8,
+  },
+  {
+    name: 'one lane per 16 tokens, uneven',
+    tokens: 50,
+    stepIndex: -77,
+    cut: -8,
+    outlier: 0,
+    tokenClass: (t: number) => -(t % 2),
+  },
+  { name: 'fine: raw bits', tokens: 3, stepIndex: -2300, cut: -10, outlier: 0, tokenClass: (t: number) => t - 1 },
+  { name: 'outliers: escapes of every length', tokens: 20, stepIndex: 0, cut: -5, outlier: 30, tokenClass: () => 1 },
+  { name: 'nothing above the cut', tokens: 5, stepIndex: 5000, cut: 0, outlier: 0, tokenClass: () => 3 },
+];
+
+const cases = CASES.map(({ name, tokens, stepIndex, cut, outlier, tokenClass }, index) => {
+  const parameters = { stepIndex, rank: RANK, cut };
+  const plan = createWtcPlan(parameters, tables);
+  const coefficients = laplaceRows(tokens, RANK, 100 + index);
+  // One component a token, each further out than the last, up to beyond what an escape can hold.
+  for (let t = 0; t < tokens && outlier > 0; t++)
+    coefficients[t * RANK + ((t * 13) % RANK)] = (t % 2 ? -1 : 1) * outlier * 1.8 ** t;
+  const classes = Int8Array.from({ length: tokens }, (_, t) => tokenClass(t));
+  const chunk = encodeWtcChunk(coefficients, tokens, classes, plan);
+  const out = new Float32Array(tokens * RANK);
+  decodeWtcChunk(chunk, tokens, plan, out);
+  return {
+    name,
+    scales: [...tables.scales],
+    parameters,
+    tokens,
+    tokenClasses: [...classes],
+    chunk: Buffer.from(chunk).toString('hex'),
+    sha256: createHash('sha256').update(new Uint8Array(out.buffer)).digest('hex'),
+  };
+});
+
+await mkdir(folder, { recursive: true });
+await writeFile(join(folder, 'family.f32'), new Uint8Array(packFamily(tables.family).buffer));
+await writeFile(join(folder, 'cases.json'), `${JSON.stringify(cases)}\n`);
