@@ -13,7 +13,19 @@ import { writeTinyModel } from './tiny-gguf.ts';
 
 const root = fileURLToPath(new URL('../', import.meta.url));
 const golden = join(root, 'test', 'golden', 'v1');
-const VERBS = ['demo', 'pull', 'calibrate', 'compress', 'restore', 'resume', 'inspect', 'verify', 'evaluate', 'bench'];
+const VERBS = [
+  'demo',
+  'pull',
+  'calibrate',
+  'compress',
+  'restore',
+  'resume',
+  'inspect',
+  'verify',
+  'evaluate',
+  'ablate',
+  'bench',
+];
 
 interface Ended {
   readonly code: number | null;

@@ -38,6 +38,9 @@ export interface CalibrateModelOptions extends RunOptions {
   readonly workDirectory?: string | undefined;
   readonly part?: { readonly index: number; readonly count: number } | undefined;
   readonly parts?: readonly string[] | undefined;
+  /** For comparisons; see CalibrateOptions. */
+  readonly layersPerBasis?: number | undefined;
+  readonly keepWork?: boolean | undefined;
   readonly threads?: number | undefined;
 }
 
@@ -65,6 +68,7 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
     ['tokens', tokens, 512],
     ['documentTokens', documentTokens, 128],
     ['seed', seed, 0],
+    ['layersPerBasis', options.layersPerBasis ?? 1, 1],
   ] as const) {
     if (!Number.isSafeInteger(value) || value < least) {
       throw new KvtcError('KVTC_OPTION_INVALID', `${name} is ${value}; expected an integer of at least ${least}`, {
@@ -109,6 +113,8 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
         workDirectory: options.workDirectory,
         part: options.part,
         parts: options.parts,
+        layersPerBasis: options.layersPerBasis,
+        keepWork: options.keepWork,
         signal,
         onEvent,
       });

@@ -7,7 +7,7 @@ import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
 import type { StreamKind } from '../base/geometry.ts';
-import { STREAMS, streamWidth } from '../base/geometry.ts';
+import { STREAMS, layerWidth, streamWidth } from '../base/geometry.ts';
 import { seededRandom } from '../base/random.ts';
 import { allocateBits, planBits, ratioBudgetBits } from '../codec/paper/allocation.ts';
 import { measureErrors } from '../codec/paper/error-tables.ts';
@@ -20,6 +20,7 @@ import type { FittedBasis } from './basis.ts';
 import { fitBasis } from './basis.ts';
 import type { Collected, RowSource } from './collect.ts';
 import { collectMoments } from './collect.ts';
+import { fitLayerGroups } from './layer-groups.ts';
 import type { TokenDocument } from './sample.ts';
 
 /** Rank 2 048 serves 16x and above at p ≤ 7 168; 8x wants about 0.55 p. Sinks as the paper (§3.1). */
@@ -52,6 +53,10 @@ export interface CalibrateOptions extends RunOptions {
   readonly part?: { readonly index: number; readonly count: number } | undefined;
   /** Work directories of partial runs to add; only documents in none of them are run here. */
   readonly parts?: readonly string[] | undefined;
+  /** Layers that one basis joins; default: all. For comparisons: fewer cost rate (docs/results.md). */
+  readonly layersPerBasis?: number | undefined;
+  /** Keeps the work directory, so that another calibration on the same rows collects nothing. Default false. */
+  readonly keepWork?: boolean | undefined;
 }
 
 export interface CalibrationResult {
@@ -144,7 +149,7 @@ export async function calibrateDocuments(options: CalibrateOptions): Promise<Cal
     },
     quality: [],
   });
-  await rm(workDirectory, { recursive: true, force: true });
+  if (options.keepWork !== true) await rm(workDirectory, { recursive: true, force: true });
   onEvent?.({ type: 'progress', phase: 'plan', done: 2, total: 2, unit: 'streams' });
   return {
     profileId,
@@ -180,16 +185,14 @@ async function fitStream(
   collected: Collected,
   held: HeldOutRows,
   setting: { readonly rank: number; readonly ratios: readonly number[]; readonly seed: number },
-  { backend, signal, onEvent }: CalibrateOptions,
+  { backend, signal, onEvent, layersPerBasis, model }: CalibrateOptions,
 ): Promise<StreamFit> {
   const startedMs = performance.now();
-  const fitted = await fitBasis(collected.moments[stream], {
-    rank: setting.rank,
-    seed: setting.seed,
-    backend,
-    signal,
-    onEvent,
-  });
+  const moments = collected.moments[stream];
+  const basisOptions = { rank: setting.rank, seed: setting.seed, backend, signal, onEvent };
+  const fitted = await (layersPerBasis === undefined
+    ? fitBasis(moments, basisOptions)
+    : fitLayerGroups(moments, layersPerBasis * layerWidth(model.geometry, stream), basisOptions));
   const basisMs = performance.now() - startedMs;
   // Few rows or narrow models can leave a ragged rank; groups start at multiples of 16 (R4).
   const rank = fitted.rank - (fitted.rank % RANK_STEP);

@@ -19,6 +19,7 @@ const VERBS: Readonly<Record<string, () => Promise<{ readonly verb: Verb }>>> = 
   inspect: () => import('./verbs/inspect.ts'),
   verify: () => import('./verbs/verify.ts'),
   evaluate: () => import('./verbs/evaluate.ts'),
+  ablate: () => import('./verbs/ablate.ts'),
   bench: () => import('./verbs/bench.ts'),
 };
 
