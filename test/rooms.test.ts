@@ -16,7 +16,10 @@ const ARROWS: Readonly<Record<string, { readonly code: readonly string[]; readon
   models: { code: ['base'] },
   container: { code: ['base'] },
   linalg: { code: ['base', 'rope', 'native'] },
-  profile: { code: ['base', 'codec/paper/plan'], types: ['rope', 'codec', 'linalg'] },
+  profile: {
+    code: ['base', 'codec/paper/plan', 'codec/wtc/classes', 'codec/wtc/family'],
+    types: ['rope', 'codec', 'linalg'],
+  },
   codec: { code: ['base'], types: ['linalg', 'profile'] },
   calibration: { code: ['base', 'rope', 'linalg', 'codec', 'profile'] },
   'engines/llama': { code: ['base', 'rope', 'native'], types: ['profile'] },

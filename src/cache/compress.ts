@@ -1,5 +1,5 @@
-// Engine state bytes → .kvtc container with the published codec: lay out tokens, project and quantise chunk by chunk,
-// keep exact tokens as found. Does not know: how a state was made, how bytes lie in a state or a container.
+// Engine state bytes → .kvtc container: lay out tokens, project and code chunk by chunk, keep exact tokens as found.
+// Does not know: codecs, how a state was made, how bytes lie in a state or a container.
 
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
@@ -10,26 +10,28 @@ import { STREAMS, elementBytes, layerWidth, streamWidth } from '../base/geometry
 import type { Ratios } from '../codec/accounting.ts';
 import { containerRatios } from '../codec/accounting.ts';
 import type { EntropyMethod } from '../codec/entropy/blocks.ts';
-import { compressBlocks } from '../codec/entropy/blocks.ts';
-import { paperCodec } from '../codec/paper/paper-codec.ts';
-import { filePaperParameters } from '../codec/paper/parameters.ts';
-import type { PaperPlan } from '../codec/paper/plan.ts';
 import type { ContainerPart, ContainerTarget } from '../container/types.ts';
 import { createContainerWriter } from '../container/writer.ts';
 import { retypeState } from '../engines/llama/retype-state.ts';
 import type { StateView } from '../engines/llama/state.ts';
 import { gatherRows, parseState } from '../engines/llama/state.ts';
 import type { Profile } from '../profile/profile.ts';
+import { createChunkEncoder } from './chunk-coder.ts';
+import type { CodingOptions, WindowMode } from './chunk-seam.ts';
+import { DEFAULT_RATIO } from './chunk-seam.ts';
 import { layOutTokens } from './layout.ts';
 import { mapInOrder } from './pipeline.ts';
 import type { Transforms } from './transforms.ts';
 
-/** Chunks in flight at once: one in products, one being quantised, one in DEFLATE. */
+/** Chunks in flight at once while restoring: one being read, one decoded, one in products. */
 export const PIPELINE_CHUNKS = 3;
+
+/** Ranges of tokens, both streams of each, in flight at once: one in products, one being coded. */
+const PIPELINE_RANGES = 2;
 
 /** Defaults of the paper (§2: sinks and window; §4: ratio 16) and ours (chunk length R6; DEFLATE level by measurement). */
 export const COMPRESS_DEFAULTS = {
-  ratio: 16,
+  ratio: DEFAULT_RATIO,
   sinks: 4,
   window: 128,
   exactRanges: [],
@@ -39,12 +41,19 @@ export const COMPRESS_DEFAULTS = {
 } as const;
 
 export interface CompressOptions extends RunOptions {
-  /** Target ratio given to the bit allocator, one of the profile's plans; keys and values may differ. */
+  /**
+   * Target ratio. The paper's codec: one of the profile's plans; keys and values may differ. wtc: any within the
+   * profile's steps, meant for the tokens outside the window.
+   */
   readonly ratio?: number | undefined;
   readonly keyRatio?: number | undefined;
   readonly valueRatio?: number | undefined;
+  /** wtc: the step of keys, instead of a ratio; values follow by the profile's proportion. */
+  readonly step?: number | undefined;
   readonly sinks?: number | undefined;
   readonly window?: number | undefined;
+  /** What the window gets: `exact` (the paper's; its default) or `finer`, a quarter of the step (wtc's default). */
+  readonly windowMode?: WindowMode | undefined;
   readonly exactRanges?: readonly TokenRange[] | undefined;
   readonly chunkTokens?: number | undefined;
   readonly entropy?: EntropyMethod | undefined;
@@ -68,8 +77,8 @@ export interface CompressResult extends Ratios {
 /**
  * Compresses the state of one sequence (blob or file bytes; never changed) into a container.
  * `target`: a path (written as a partial file, renamed when whole) or a ContainerTarget. Memory beyond the state:
- * the prepared bases and about three chunks.
- * A q8_0 cache is coded as f16. Throws KVTC_STATE_* for bytes that are no state of this model, KVTC_PLAN_MISSING for a ratio without plan,
+ * the prepared bases and about four chunks.
+ * A q8_0 cache is coded as f16. Throws KVTC_STATE_* for bytes that are no state of this model, KVTC_PLAN_MISSING for a ratio the profile does not serve,
  * KVTC_ROWS_NOT_FINITE for NaN or ±Inf in coded rows, KVTC_OPTION_INVALID, KVTC_WRITE_FAILED, KVTC_ABORTED.
  * Source: paper §2-3; docs/format/container.md, docs/format/paper-codec.md.
  */
@@ -94,16 +103,15 @@ export async function compressState(
       expectedTokens: view.tokenCount,
     });
   }
-  const { keyRatio, valueRatio } = setting;
-  const plans = { key: planFor(profile, 'key', keyRatio), value: planFor(profile, 'value', valueRatio) };
-  const layout = layOutTokens(view.tokenCount, setting);
+  const encoder = createChunkEncoder(profile, setting.coding);
+  const layout = layOutTokens(view.tokenCount, { ...setting, window: encoder.exactWindow });
   const elements = { key: view.keyType, value: view.valueType };
   const { geometry } = profile.model;
   const writer = createContainerWriter(target, {
     producer: PRODUCER,
-    codec: paperCodec.id,
-    codecParameters: filePaperParameters({ keyRatio, valueRatio, ...plans }),
-    entropy: setting.entropy,
+    codec: encoder.codec,
+    codecParameters: encoder.parameters,
+    entropy: encoder.entropy,
     profileId: profile.id,
     model: profile.model,
     tokenCount: view.tokenCount,
@@ -123,28 +131,34 @@ export async function compressState(
         await writer.writeExactRows(stream, index, rows);
       }
     }
-    const jobs = layout.chunks.flatMap((range) => STREAMS.map((stream) => ({ stream, range })));
     let done = 0;
     await mapInOrder(
-      jobs,
-      PIPELINE_CHUNKS,
-      async ({ stream, range }) => {
-        throwIfAborted(signal);
+      layout.chunks,
+      PIPELINE_RANGES,
+      async (range) => {
         const tokenCount = range.endToken - range.startToken;
-        const plan = plans[stream];
-        const rows = new Uint8Array(rowBytes(view, profile, stream, range));
-        gatherRows(view, stream, allLayers, range, rows);
-        const coefficients = new Float32Array(tokenCount * plan.rank); // [tokens, rank]
-        const analysis = await transforms.analysis(stream, plan.rank, elements[stream]);
-        await analysis.project(rows, view.positions.subarray(range.startToken, range.endToken), coefficients);
-        const packed = paperCodec.encodeChunk(coefficients, tokenCount, plan);
-        const stored = await compressBlocks(packed, { method: setting.entropy, level: setting.entropyLevel });
-        return { packedBytes: packed.length, stored };
+        const ranks = encoder.ranks(range, view.tokenCount);
+        const coefficients = {
+          key: new Float32Array(tokenCount * ranks.key), // [tokens, rank]
+          value: new Float32Array(tokenCount * ranks.value),
+        };
+        for (const stream of STREAMS) {
+          throwIfAborted(signal);
+          const rows = new Uint8Array(rowBytes(view, profile, stream, range));
+          gatherRows(view, stream, allLayers, range, rows);
+          const analysis = await transforms.analysis(stream, ranks[stream], elements[stream]);
+          const positions = view.positions.subarray(range.startToken, range.endToken);
+          await analysis.project(rows, positions, coefficients[stream]);
+        }
+        return encoder.encode(coefficients, range, view.tokenCount);
       },
-      async ({ packedBytes, stored }, { stream, range }) => {
-        await writer.writeChunk({ stream, ...range, packedBytes }, stored);
+      async (chunks, range) => {
+        for (const stream of STREAMS) {
+          const { packedBytes, stored } = chunks[stream];
+          await writer.writeChunk({ stream, ...range, packedBytes }, stored);
+        }
         done += range.endToken - range.startToken;
-        onEvent?.({ type: 'progress', phase: 'compress', done: done / 2, total: view.tokenCount, unit: 'tokens' });
+        onEvent?.({ type: 'progress', phase: 'compress', done, total: view.tokenCount, unit: 'tokens' });
       },
     );
     throwIfAborted(signal);
@@ -170,23 +184,6 @@ export async function compressState(
     await writer.abort();
     throw error;
   }
-}
-
-/** Ratios a profile has plans for, ascending. */
-export function plannedRatios(profile: Profile): number[] {
-  return profile.plans.map((plan) => plan.ratio).toSorted((a, b) => a - b);
-}
-
-function planFor(profile: Profile, stream: StreamKind, ratio: number): PaperPlan {
-  const plans = profile.plans.find((plan) => plan.ratio === ratio);
-  if (plans === undefined) {
-    throw new KvtcError(
-      'KVTC_PLAN_MISSING',
-      `the profile has no plan for ratio ${ratio}; it has ${plannedRatios(profile).join(', ')}`,
-      { ratio },
-    );
-  }
-  return plans[stream];
 }
 
 /** q8_0 rows become f16, the engine's rotation undone: the transform takes plain values, and restore gives f16 back. */
@@ -223,28 +220,36 @@ function rowBytes(view: StateView, profile: Profile, stream: StreamKind, range: 
 }
 
 interface CompressSetting {
-  readonly keyRatio: number;
-  readonly valueRatio: number;
   readonly sinks: number;
-  readonly window: number;
   readonly exactRanges: readonly TokenRange[];
   readonly chunkTokens: number;
-  readonly entropy: EntropyMethod;
-  readonly entropyLevel: number | undefined;
+  readonly coding: CodingOptions;
 }
 
 function settingOf(options: CompressOptions): CompressSetting {
   const defaults = COMPRESS_DEFAULTS;
-  const ratio = options.ratio ?? defaults.ratio;
-  const entropy = options.entropy ?? defaults.entropy;
+  const { ratio, keyRatio, valueRatio, step, windowMode, entropy } = options;
+  const window = options.window ?? defaults.window;
+  if (!Number.isSafeInteger(window) || window < 0) {
+    throw new KvtcError('KVTC_OPTION_INVALID', `window is ${window}; expected an integer of at least 0`, {
+      option: 'window',
+      got: window,
+    });
+  }
+  const usual = entropy === undefined || entropy === defaults.entropy;
   return {
-    keyRatio: options.keyRatio ?? ratio,
-    valueRatio: options.valueRatio ?? ratio,
     sinks: options.sinks ?? defaults.sinks,
-    window: options.window ?? defaults.window,
     exactRanges: options.exactRanges ?? defaults.exactRanges,
     chunkTokens: options.chunkTokens ?? defaults.chunkTokens,
-    entropy,
-    entropyLevel: options.entropyLevel ?? (entropy === defaults.entropy ? defaults.entropyLevel : undefined),
+    coding: {
+      ratio,
+      keyRatio,
+      valueRatio,
+      step,
+      window,
+      windowMode,
+      entropy,
+      entropyLevel: options.entropyLevel ?? (usual ? defaults.entropyLevel : undefined),
+    },
   };
 }

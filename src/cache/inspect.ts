@@ -12,7 +12,7 @@ import { MAGIC } from '../container/format.ts';
 import { modelIdentity } from '../engines/llama/architecture.ts';
 import { describeGguf } from '../engines/llama/gguf.ts';
 import { openProfile, verifyProfile } from '../profile/open-profile.ts';
-import type { ModelIdentity, Profile } from '../profile/profile.ts';
+import type { ModelIdentity, Profile, StepPoint } from '../profile/profile.ts';
 import { readHeader } from '../profile/safetensors.ts';
 
 /** Bytes of a file under one name; `count` pieces of it lie there, not always side by side. */
@@ -42,6 +42,8 @@ export interface InspectedContainer extends InspectedFile, Ratios {
 export interface InspectedProfile
   extends InspectedFile, Pick<Profile, 'id' | 'model' | 'rank' | 'provenance' | 'quality'> {
   readonly kind: 'profile';
+  readonly codec: Profile['codec'];
+  /** Of the paper's codec. */
   readonly plans: readonly {
     readonly ratio: number;
     readonly keyRank: number;
@@ -49,6 +51,8 @@ export interface InspectedProfile
     readonly keyError: number;
     readonly valueError: number;
   }[];
+  /** Of wtc. */
+  readonly steps: readonly StepPoint[];
 }
 
 export interface InspectedGguf extends InspectedFile {
@@ -186,7 +190,8 @@ async function inspectProfile(path: string): Promise<InspectedProfile> {
       ...tensors.map(([name, { lengthBytes }]) => ({ name, byteLength: lengthBytes, count: 1 })),
     ];
     const { id, model, rank, provenance, quality, byteLength } = profile;
-    const plans = profile.plans.map(({ ratio, key, value, keyError, valueError }) => ({
+    const filed = profile.codec === 'wtc' ? [] : profile.plans;
+    const plans = filed.map(({ ratio, key, value, keyError, valueError }) => ({
       ratio,
       keyRank: key.rank,
       valueRank: value.rank,
@@ -195,6 +200,7 @@ async function inspectProfile(path: string): Promise<InspectedProfile> {
     }));
     return {
       kind: 'profile',
+      codec: profile.codec,
       path,
       byteLength,
       id,
@@ -203,6 +209,7 @@ async function inspectProfile(path: string): Promise<InspectedProfile> {
       provenance,
       quality,
       plans,
+      steps: profile.codec === 'wtc' ? profile.steps : [],
       parts: checked(parts, byteLength),
     };
   } finally {

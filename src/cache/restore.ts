@@ -7,12 +7,10 @@ import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
 import type { CacheGeometry, LayerRange } from '../base/geometry.ts';
 import { STREAMS, elementBytes, layerWidth, streamWidth } from '../base/geometry.ts';
-import { decompressBlocks, entropyMethod } from '../codec/entropy/blocks.ts';
-import { paperCodec } from '../codec/paper/paper-codec.ts';
-import { parsePaperParameters } from '../codec/paper/parameters.ts';
 import type { Container, ContainerHeader } from '../container/types.ts';
 import { createState, scatterRows } from '../engines/llama/state.ts';
 import type { Profile } from '../profile/profile.ts';
+import { checkCodec, createChunkDecoder } from './chunk-coder.ts';
 import { PIPELINE_CHUNKS } from './compress.ts';
 import { mapInOrder } from './pipeline.ts';
 import type { Transforms } from './transforms.ts';
@@ -152,43 +150,20 @@ async function eachDecodedChunk(
   take: (chunk: Container['chunks'][number], rows: Uint8Array) => void,
 ): Promise<void> {
   const { header, positions } = container;
-  const plans = parsePaperParameters(header.codecParameters);
-  const method = entropyMethod(header.entropy);
+  const decoder = createChunkDecoder(header, transforms.profile);
   const { geometry } = transforms.profile.model;
-  // Before any chunk: coefficients are allocated by the plan's rank, and a plan without groups needs no bytes to ask.
-  for (const stream of STREAMS) {
-    const { rank } = plans[stream];
-    if (rank > transforms.profile.rank[stream]) {
-      throw new KvtcError(
-        'KVTC_PROFILE_MISMATCH',
-        `the container's ${stream} plan has rank ${rank}, the profile's basis ${transforms.profile.rank[stream]}`,
-        { stream, gotRank: transforms.profile.rank[stream], expectedRank: rank },
-      );
-    }
-  }
   await mapInOrder(
     container.chunks,
     PIPELINE_CHUNKS,
     async (chunk) => {
       throwIfAborted(signal);
-      const plan = plans[chunk.stream];
       const tokenCount = chunk.endToken - chunk.startToken;
-      const expectedBytes = paperCodec.packedBytes(tokenCount, plan);
-      if (chunk.packedBytes !== expectedBytes) {
-        throw new KvtcError(
-          'KVTC_CHUNK_MALFORMED',
-          `${chunk.stream} chunk at token ${chunk.startToken} says ${chunk.packedBytes} packed bytes, its plan makes ${expectedBytes}`,
-          { stream: chunk.stream, startToken: chunk.startToken, gotBytes: chunk.packedBytes, expectedBytes },
-        );
-      }
-      const packed = await decompressBlocks(await container.readChunk(chunk), expectedBytes, method);
-      const coefficients = new Float32Array(tokenCount * plan.rank); // [tokens, rank]
-      paperCodec.decodeChunk(packed, tokenCount, plan, coefficients);
+      const { coefficients, rank } = await decoder.decode(await container.readChunk(chunk), chunk);
       const element = header.elementTypes[chunk.stream];
       const rows = new Uint8Array(
         (layers.endLayer - layers.startLayer) * tokenCount * elementBytes(element, layerWidth(geometry, chunk.stream)),
       );
-      const synthesis = await transforms.synthesis(chunk.stream, plan.rank, element);
+      const synthesis = await transforms.synthesis(chunk.stream, rank, element);
       await synthesis.reconstruct(coefficients, positions.subarray(chunk.startToken, chunk.endToken), layers, rows);
       return rows;
     },
@@ -211,16 +186,7 @@ function checkStateBytes(header: ContainerHeader, geometry: CacheGeometry, maxSt
 
 function checkProfile(container: Container, profile: Profile): void {
   const { header } = container;
-  if (header.codec !== paperCodec.id) {
-    throw new KvtcError(
-      'KVTC_CODEC_UNKNOWN',
-      `the container was written with codec ${header.codec}; this build decodes ${paperCodec.id}`,
-      {
-        got: header.codec,
-        expected: paperCodec.id,
-      },
-    );
-  }
+  checkCodec(header);
   if (header.model.fingerprint !== profile.model.fingerprint) {
     throw new KvtcError(
       'KVTC_MODEL_MISMATCH',

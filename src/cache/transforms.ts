@@ -16,7 +16,10 @@ import type {
 } from '../linalg/backend.ts';
 import type { Profile } from '../profile/profile.ts';
 
-/** Closable set of prepared transforms. Ranks change with the ratio; the last rank used stays prepared. */
+/** Ranks of one matrix kept at a time: a chunk with finer tokens takes more components than the others. */
+const RANKS_KEPT = 2;
+
+/** Closable set of prepared transforms. Ranks change with the ratio and with the tokens; the last two used stay prepared. */
 export interface Transforms {
   readonly profile: Profile;
   readonly backend: Backend;
@@ -30,27 +33,24 @@ export interface Transforms {
  * of a product's energy and doubles the speed on CPUs. The caller keeps ownership of `profile` and `backend`.
  */
 export function openTransforms(profile: Profile, backend: Backend, precision: Precision = 'q8_0'): Transforms {
-  const ready = new Map<string, { key: string; value: Promise<Analysis | Synthesis> }>();
+  // Newest first; older than RANKS_KEPT are closed.
+  const ready = new Map<string, { readonly key: string; readonly value: Promise<Analysis | Synthesis> }[]>();
   const obtain = <T extends Analysis | Synthesis>(slot: string, key: string, prepare: () => Promise<T>): Promise<T> => {
-    const held = ready.get(slot);
-    if (held?.key === key) return held.value as Promise<T>;
-    if (held !== undefined)
-      void held.value.then(
-        (old) => old.close(),
-        () => undefined,
-      );
-    const value = prepare();
-    ready.set(slot, { key, value });
-    value.catch(() => ready.delete(slot));
-    return value;
+    const held = ready.get(slot) ?? [];
+    const found = held.find((one) => one.key === key) ?? { key, value: prepare() };
+    const others = held.filter((one) => one !== found);
+    ready.set(slot, [found, ...others.slice(0, RANKS_KEPT - 1)]);
+    for (const { value } of others.slice(RANKS_KEPT - 1)) closeWhenReady(value);
+    found.value.catch(() => ready.set(slot, ready.get(slot)?.filter((one) => one !== found) ?? []));
+    return found.value as Promise<T>;
   };
   const spec = (stream: StreamKind, rank: number, element: ElementType): TransformSpec => {
-    const { mean, basis } = profile.stream(stream);
+    const { mean, analysis, synthesis } = profile.stream(stream);
     return {
       layout: rowLayout(profile, stream, element),
       mean,
-      analysis: firstRows(basis, rank),
-      synthesis: firstRows(basis, rank),
+      analysis: firstRows(analysis, rank),
+      synthesis: firstRows(synthesis, rank),
       rope: stream === 'key' ? profile.model.rope : null,
       precision,
     };
@@ -63,14 +63,17 @@ export function openTransforms(profile: Profile, backend: Backend, precision: Pr
     synthesis: (stream, rank, element) =>
       obtain(`synthesis ${stream}`, `${rank} ${element}`, () => backend.prepareSynthesis(spec(stream, rank, element))),
     close: () => {
-      for (const { value } of ready.values())
-        void value.then(
-          (prepared) => prepared.close(),
-          () => undefined,
-        );
+      for (const held of ready.values()) for (const { value } of held) closeWhenReady(value);
       ready.clear();
     },
   };
+}
+
+function closeWhenReady(prepared: Promise<Analysis | Synthesis>): void {
+  void prepared.then(
+    (ready) => ready.close(),
+    () => undefined,
+  );
 }
 
 /** How rows of one stream lie in memory. Throws KVTC_STATE_UNSUPPORTED for element types the transform does not take. */

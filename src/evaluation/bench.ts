@@ -11,7 +11,8 @@ import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
 import { STREAMS, streamWidth } from '../base/geometry.ts';
-import { compressState } from '../cache/compress.ts';
+import { ranksInUse } from '../cache/chunk-coder.ts';
+import { COMPRESS_DEFAULTS, compressState } from '../cache/compress.ts';
 import { restoreContainer } from '../cache/restore.ts';
 import type { Transforms } from '../cache/transforms.ts';
 import { openTransforms } from '../cache/transforms.ts';
@@ -185,10 +186,12 @@ async function timeCodec(
   path: string,
   { ratio, runs, tokens, signal, onEvent }: RunOptions & { ratio: number; runs: number; tokens: Int32Array },
 ): Promise<TimedCodec> {
-  const plans = planOf(transforms.profile, ratio);
+  const used = ranksInUse(transforms.profile, { ratio, window: COMPRESS_DEFAULTS.window });
   const load = async (direction: 'analysis' | 'synthesis'): Promise<number> => {
     const startedMs = performance.now();
-    for (const stream of STREAMS) await transforms[direction](stream, plans[stream].rank, 'f16');
+    for (const ranks of used) {
+      for (const stream of STREAMS) await transforms[direction](stream, ranks[stream], 'f16');
+    }
     return performance.now() - startedMs;
   };
   const loadBasesMs = { compress: await load('analysis'), restore: await load('synthesis') };
@@ -217,16 +220,16 @@ async function timeProducts(
   ratio: number,
   runs: number,
 ): Promise<{ gflops: Spread; flopsPerToken: number }> {
-  const plans = planOf(profile, ratio);
+  const [ranks] = ranksInUse(profile, { ratio });
   const batch = 256;
   const repeats = 8;
   let flopsPerToken = 0;
   const seconds = Array.from({ length: runs }, () => 0);
   for (const stream of STREAMS) {
-    const { rank } = plans[stream];
+    const rank = ranks[stream];
     const width = streamWidth(profile.model.geometry, stream);
     flopsPerToken += 2 * rank * width;
-    const source = profile.stream(stream).basis;
+    const source = profile.stream(stream).synthesis;
     // [p, rank]: any values multiply at the same speed, so the component-major basis is read as rows of the other shape.
     const values = new Float32Array(rank * width);
     await source.read(0, rank, values);
@@ -294,13 +297,6 @@ async function measureMemory(
     });
   }
   return figures;
-}
-
-function planOf(profile: Profile, ratio: number): Profile['plans'][number] {
-  const plans = profile.plans.find((plan) => plan.ratio === ratio);
-  if (plans === undefined)
-    throw new KvtcError('KVTC_PLAN_MISSING', `the profile has no plan for ratio ${ratio}`, { ratio });
-  return plans;
 }
 
 function checkModel(model: LlamaModel, profile: Profile): void {

@@ -8,6 +8,7 @@ import type { RunOptions } from '../base/events.ts';
 import { calibrate } from '../cache/calibrate.ts';
 import type { CompressResult } from '../cache/compress.ts';
 import { COMPRESS_DEFAULTS, compressState } from '../cache/compress.ts';
+import { ranksInUse } from '../cache/chunk-coder.ts';
 import { generateGreedy, rewindToken } from '../cache/prompt.ts';
 import { restoreContainer } from '../cache/restore.ts';
 import type { Transforms } from '../cache/transforms.ts';
@@ -243,12 +244,11 @@ async function judge(
 /** Makes all four matrices ready, so that compress and restore are timed as in a running program. */
 async function loadBases(transforms: Transforms, ratio: number): Promise<number> {
   const startedMs = performance.now();
-  const plans = transforms.profile.plans.find((plan) => plan.ratio === ratio);
-  if (plans === undefined)
-    throw new KvtcError('KVTC_PLAN_MISSING', `the profile has no plan for ratio ${ratio}`, { ratio });
-  for (const stream of STREAMS) {
-    await transforms.analysis(stream, plans[stream].rank, 'f16');
-    await transforms.synthesis(stream, plans[stream].rank, 'f16');
+  for (const ranks of ranksInUse(transforms.profile, { ratio, window: COMPRESS_DEFAULTS.window })) {
+    for (const stream of STREAMS) {
+      await transforms.analysis(stream, ranks[stream], 'f16');
+      await transforms.synthesis(stream, ranks[stream], 'f16');
+    }
   }
   return performance.now() - startedMs;
 }

@@ -4,7 +4,8 @@
 import { availableParallelism } from 'node:os';
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
-import { COMPRESS_DEFAULTS, plannedRatios } from '../cache/compress.ts';
+import { COMPRESS_DEFAULTS } from '../cache/compress.ts';
+import { plannedRatios, ranksInUse } from '../cache/chunk-coder.ts';
 import { openTransforms } from '../cache/transforms.ts';
 import type { Transforms } from '../cache/transforms.ts';
 import { modelIdentity } from '../engines/llama/architecture.ts';
@@ -35,7 +36,7 @@ import type { Treatment } from './treatment.ts';
 import { floorTreatment, kvtcTreatment } from './treatment.ts';
 
 /** The protocol of the evidence this project measures against. */
-const EVALUATE_DEFAULTS = {
+export const EVALUATE_DEFAULTS = {
   prefixTokens: 3072,
   continuationTokens: 1024,
   copyTokens: 512,
@@ -146,7 +147,7 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
     closers.push(() => profile.close());
     checkModel(profile, identity);
     const ratios = options.ratios ?? plannedRatios(profile);
-    for (const ratio of ratios) checkPlanned(profile, ratio);
+    for (const ratio of ratios) ranksInUse(profile, { ratio }); // throws for what the profile does not serve
     const runFile = await openRunFile(options.runPath ?? null);
     closers.push(() => runFile.close());
     const weights =
@@ -273,11 +274,4 @@ function checkModel(profile: Profile, identity: ModelIdentity): void {
     `the profile belongs to model ${profile.model.name} (${profile.model.fingerprint.slice(0, 12)}), the file is ${identity.name} (${identity.fingerprint.slice(0, 12)})`,
     { got: identity.fingerprint, expected: profile.model.fingerprint },
   );
-}
-
-function checkPlanned(profile: Profile, ratio: number): void {
-  const planned = plannedRatios(profile);
-  if (planned.includes(ratio)) return;
-  const message = `the profile has no plan for ratio ${ratio}; it has ${planned.join(', ')}`;
-  throw new KvtcError('KVTC_PLAN_MISSING', message, { ratio });
 }

@@ -7,6 +7,7 @@ import { STREAMS, elementBytes, headDim } from '../base/geometry.ts';
 import { KvtcError } from '../base/errors.ts';
 import type { CompressOptions } from '../cache/compress.ts';
 import { COMPRESS_DEFAULTS, compressState } from '../cache/compress.ts';
+import { ranksInUse } from '../cache/chunk-coder.ts';
 import { restoreContainer } from '../cache/restore.ts';
 import type { Transforms } from '../cache/transforms.ts';
 import { openContainer } from '../container/reader.ts';
@@ -60,21 +61,33 @@ export type KvtcSettings = {
  * The label names ratio and every setting that is not that of COMPRESS_DEFAULTS.
  */
 export function kvtcTreatment(transforms: Transforms, options: KvtcSettings): Treatment {
-  const setting = { ...COMPRESS_DEFAULTS, ...options };
-  const { ratio, sinks, window, chunkTokens, entropy } = setting;
+  const { profile, backend } = transforms;
+  const isPaper = profile.codec === 'kvtc-paper';
+  const usual = {
+    ...COMPRESS_DEFAULTS,
+    windowMode: isPaper ? 'exact' : 'finer',
+    entropy: isPaper ? COMPRESS_DEFAULTS.entropy : 'none',
+  } as const;
+  const setting = { ...usual, ...options };
+  const { ratio, sinks, window, windowMode, chunkTokens, entropy } = setting;
   const keyRatio = options.keyRatio ?? ratio;
   const valueRatio = options.valueRatio ?? ratio;
   const exactRanges = setting.exactRanges.map(({ startToken, endToken }) => `${startToken}-${endToken}`).join(' ');
-  const ratioName = keyRatio === valueRatio ? `${keyRatio}x` : `${keyRatio}x/${valueRatio}x`;
-  const departures = (['sinks', 'window', 'chunkTokens', 'entropy', 'entropyLevel'] as const)
-    .filter((name) => setting[name] !== COMPRESS_DEFAULTS[name])
-    .map((name) => `${name} ${setting[name]}`);
+  const ratioName =
+    options.step !== undefined
+      ? `step ${options.step}`
+      : keyRatio === valueRatio
+        ? `${keyRatio}x`
+        : `${keyRatio}x/${valueRatio}x`;
+  const departures = (['sinks', 'window', 'windowMode', 'chunkTokens', 'entropy', 'entropyLevel'] as const)
+    .filter((name) => setting[name] !== usual[name])
+    .map((name) => `${name === 'windowMode' ? 'window' : name} ${setting[name]}`);
   if (exactRanges !== '') departures.push(`exact ${exactRanges}`);
   return {
-    label: ['kvtc', ratioName, ...departures].join(' '),
-    ratio: keyRatio === valueRatio ? keyRatio : null,
+    label: [isPaper ? 'kvtc' : profile.codec, ratioName, ...departures].join(' '),
+    ratio: options.step === undefined && keyRatio === valueRatio ? keyRatio : null,
     settings: {
-      profile: transforms.profile.id,
+      profile: profile.id,
       keyRatio,
       valueRatio,
       sinks,
@@ -83,10 +96,12 @@ export function kvtcTreatment(transforms: Transforms, options: KvtcSettings): Tr
       chunkTokens,
       entropy,
       entropyLevel: options.entropyLevel ?? 'default',
-      backend: transforms.backend.id,
+      backend: backend.id,
+      // Steps may be replaced without a new id, and plans of the paper's codec never name one.
+      ...(profile.codec === 'wtc' ? { windowMode, step: options.step ?? JSON.stringify(profile.steps) } : {}),
     },
     apply: async (state, tokens, { signal }) => {
-      await prepare(transforms, { key: keyRatio, value: valueRatio }, parseState(state));
+      await prepare(transforms, options, parseState(state));
       const target = memoryTarget();
       const stored = await compressState(state, transforms, target, { ...options, tokens, signal });
       const container = await openContainer(target.bytes());
@@ -110,18 +125,14 @@ export function kvtcTreatment(transforms: Transforms, options: KvtcSettings): Tr
   };
 }
 
-/** Loads the bases of both directions, which a running program does once, so that no timing contains it. */
-async function prepare(
-  transforms: Transforms,
-  ratios: Readonly<Record<StreamKind, number>>,
-  view: StateView,
-): Promise<void> {
-  for (const stream of STREAMS) {
-    const plans = transforms.profile.plans.find(({ ratio }) => ratio === ratios[stream]);
-    if (plans === undefined) continue; // compressState says so
-    const element = stream === 'key' ? view.keyType : view.valueType;
-    await transforms.analysis(stream, plans[stream].rank, element);
-    await transforms.synthesis(stream, plans[stream].rank, element);
+/** Loads the matrices of both directions, which a running program does once, so that no timing contains it. */
+async function prepare(transforms: Transforms, options: KvtcSettings, view: StateView): Promise<void> {
+  for (const ranks of ranksInUse(transforms.profile, { window: COMPRESS_DEFAULTS.window, ...options })) {
+    for (const stream of STREAMS) {
+      const element = stream === 'key' ? view.keyType : view.valueType;
+      await transforms.analysis(stream, ranks[stream], element);
+      await transforms.synthesis(stream, ranks[stream], element);
+    }
   }
 }
 

@@ -46,7 +46,8 @@ const tensor = (header: Header, name: string): { dtype: string; shape: number[];
   header[name] as { dtype: string; shape: number[]; data_offsets: [number, number] };
 
 const hostile: readonly (readonly [string, ErrorCode, (header: Header) => void])[] = [
-  ['future version', 'KVTC_PROFILE_VERSION', (h) => (h.__metadata__['version'] = '2')],
+  ['future version', 'KVTC_PROFILE_VERSION', (h) => (h.__metadata__['version'] = '3')],
+  ['the version of wtc and no codec', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__['version'] = '2')],
   ['version that is no number', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__['version'] = 'one')],
   ['another format', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__['format'] = 'pt')],
   ['no metadata', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__ = {})],
@@ -161,7 +162,7 @@ test('refuses NaN in a mean when opening, and in a basis when its row is read or
   inBasis.writeUInt16LE(0x7e00, start + basisOffset + 2 * (96 * 7 + 1));
   await writeFile(path, inBasis);
   const profile = await openProfile(path);
-  const { basis } = profile.stream('value');
+  const { synthesis: basis } = profile.stream('value');
   await basis.read(0, 7, new Float32Array(7 * 96));
   await assert.rejects(basis.read(7, 8, new Float32Array(96)), coded('KVTC_PROFILE_MALFORMED'));
   await profile.close();

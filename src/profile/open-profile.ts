@@ -10,12 +10,14 @@ import type { StreamKind } from '../base/geometry.ts';
 import { STREAMS, streamWidth } from '../base/geometry.ts';
 import { decodeF16 } from '../base/half.ts';
 import { RANK_STEP } from '../codec/paper/plan.ts';
-import type { ModelIdentity, Profile, StreamBasis } from './profile.ts';
-import type { SafetensorsHeader, TensorEntry, TensorType } from './safetensors.ts';
+import type { ModelIdentity, PaperProfile, Profile, StreamTransform } from './profile.ts';
+import type { MatrixSource } from '../linalg/backend.ts';
+import type { SafetensorsHeader } from './safetensors.ts';
 import { malformed, parseJson, readExactly, readHeader } from './safetensors.ts';
+import { part, readVector, tensor } from './tensors.ts';
 import {
   PROFILE_FORMAT,
-  PROFILE_VERSION,
+  PROFILE_VERSIONS,
   modelSchema,
   plansProblem,
   plansSchema,
@@ -23,6 +25,7 @@ import {
   qualitySchema,
   unfilePlans,
 } from './schema.ts';
+import { readWtcParts } from './open-wtc.ts';
 
 /** Bytes read at a time while hashing or copying tensor data. */
 const COPY_BYTES = 4 * 1024 * 1024;
@@ -54,7 +57,7 @@ export async function openProfile(path: string): Promise<Profile> {
 
 /**
  * Reads the whole file and compares its id with the sha256 of the model's text and all tensor data, and every basis
- * value with the finite f16 range. Throws KVTC_PROFILE_MALFORMED, and what `openProfile` throws.
+ * value with what is allowed. Throws KVTC_PROFILE_MALFORMED, and what `openProfile` throws.
  */
 export async function verifyProfile(path: string): Promise<void> {
   const profile = await openProfile(path);
@@ -70,7 +73,11 @@ export async function verifyProfile(path: string): Promise<void> {
         expected: profile.id,
       });
     }
-    for (const stream of STREAMS) await readWholeBasis(profile.stream(stream));
+    for (const stream of STREAMS) {
+      const { analysis, synthesis } = profile.stream(stream);
+      await readWhole(synthesis);
+      if (analysis !== synthesis) await readWhole(analysis);
+    }
   } finally {
     await file.close();
     await profile.close();
@@ -108,72 +115,56 @@ function modelDigestText(header: SafetensorsHeader, path: string): string {
 
 async function readProfile(file: FileHandle, path: string): Promise<Profile> {
   const header = await readHeader(file, path);
-  checkFormat(header, path);
+  const codec = codecOf(header, path);
   const id = part(header, 'id', path);
   if (!/^[0-9a-f]{64}$/u.test(id)) throw malformed(path, 'its id is not 64 hex digits');
   const model = parseJson(part(header, 'model', path), modelSchema, path, 'model');
+  const provenance = parseJson(part(header, 'provenance', path), provenanceSchema, path, 'provenance');
+  const quality = parseJson(part(header, 'quality', path), qualitySchema, path, 'quality');
+  const common = { path, id, model, provenance, quality, byteLength: header.fileBytes, close: () => file.close() };
+  const parts =
+    codec === 'wtc' ? await readWtcParts(file, header, model, path) : await readPaperParts(file, header, model, path);
+  return { ...common, ...parts };
+}
+
+type PaperParts = Pick<PaperProfile, 'codec' | 'rank' | 'plans' | 'stream'>;
+
+async function readPaperParts(
+  file: FileHandle,
+  header: SafetensorsHeader,
+  model: ModelIdentity,
+  path: string,
+): Promise<PaperParts> {
   const rank = { key: basisRank(header, model, 'key', path), value: basisRank(header, model, 'value', path) };
   const plans = unfilePlans(parseJson(part(header, 'plans', path), plansSchema, path, 'plans'));
   const problem = plansProblem(plans, rank);
   if (problem !== null) throw malformed(path, problem);
-  const provenance = parseJson(part(header, 'provenance', path), provenanceSchema, path, 'provenance');
-  const quality = parseJson(part(header, 'quality', path), qualitySchema, path, 'quality');
   const streams = {
     key: await readStream(file, header, 'key', rank.key, streamWidth(model.geometry, 'key'), path),
     value: await readStream(file, header, 'value', rank.value, streamWidth(model.geometry, 'value'), path),
   };
-  return {
-    path,
-    id,
-    model,
-    rank,
-    plans,
-    provenance,
-    quality,
-    byteLength: header.fileBytes,
-    stream: (stream) => streams[stream],
-    close: () => file.close(),
-  };
+  return { codec: 'kvtc-paper', rank, plans, stream: (stream) => streams[stream] };
 }
 
-function checkFormat(header: SafetensorsHeader, path: string): void {
+/** Which codec a profile is for, by its format version. Throws KVTC_PROFILE_VERSION. */
+function codecOf(header: SafetensorsHeader, path: string): keyof typeof PROFILE_VERSIONS {
   const format = header.metadata.get('format');
   if (format !== PROFILE_FORMAT) {
     throw malformed(path, `its format is ${format ?? 'missing'}, expected ${PROFILE_FORMAT}`);
   }
   const version = parseJson(part(header, 'version', path), z.int().positive(), path, 'version');
-  if (version !== PROFILE_VERSION) {
+  if (version === PROFILE_VERSIONS['kvtc-paper']) return 'kvtc-paper';
+  if (version !== PROFILE_VERSIONS.wtc) {
+    const known = Object.values(PROFILE_VERSIONS).join(' and ');
     throw new KvtcError(
       'KVTC_PROFILE_VERSION',
-      `profile ${path} has format version ${version}, this build reads ${PROFILE_VERSION}`,
-      { path, got: version, expected: PROFILE_VERSION },
+      `profile ${path} has format version ${version}, this build reads ${known}`,
+      { path, got: version, expected: known },
     );
   }
-}
-
-function part(header: SafetensorsHeader, name: string, path: string): string {
-  const text = header.metadata.get(name);
-  if (text === undefined) throw malformed(path, `its metadata lacks ${name}`, { part: name });
-  return text;
-}
-
-function tensor(
-  header: SafetensorsHeader,
-  name: string,
-  type: TensorType,
-  shape: readonly number[],
-  path: string,
-): TensorEntry {
-  const entry = header.tensors.get(name);
-  if (entry === undefined) throw malformed(path, `it lacks the tensor ${name}`, { tensor: name });
-  if (entry.type !== type || entry.shape.join() !== shape.join()) {
-    throw malformed(
-      path,
-      `tensor ${name} is ${entry.type} [${entry.shape.join(', ')}], expected ${type} [${shape.join(', ')}]`,
-      { tensor: name },
-    );
-  }
-  return entry;
+  const codec = part(header, 'codec', path);
+  if (codec !== 'wtc') throw malformed(path, `its codec is ${codec}; version ${version} knows wtc`, { got: codec });
+  return codec;
 }
 
 function basisRank(header: SafetensorsHeader, model: ModelIdentity, stream: StreamKind, path: string): number {
@@ -196,17 +187,11 @@ async function readStream(
   rank: number,
   width: number,
   path: string,
-): Promise<StreamBasis> {
-  const basis = tensor(header, `${stream}.basis`, 'F16', [rank, width], path);
-  const mean = await readVector(file, tensor(header, `${stream}.mean`, 'F32', [width], path), path);
-  const variances = await readVector(file, tensor(header, `${stream}.variances`, 'F32', [rank], path), path);
-  for (const [name, values] of [
-    [`${stream}.mean`, mean],
-    [`${stream}.variances`, variances],
-  ] as const) {
-    const index = values.findIndex((value) => !Number.isFinite(value));
-    if (index >= 0) throw malformed(path, `${name}[${index}] is ${values[index]}`, { tensor: name, index });
-  }
+): Promise<StreamTransform> {
+  const entry = tensor(header, `${stream}.basis`, 'F16', [rank, width], path);
+  const mean = await readVector(file, tensor(header, `${stream}.mean`, 'F32', [width], path), `${stream}.mean`, path);
+  const variancesName = `${stream}.variances`;
+  const variances = await readVector(file, tensor(header, variancesName, 'F32', [rank], path), variancesName, path);
   const unordered = variances.findIndex((value, i) => value < 0 || (i > 0 && value > (variances[i - 1] as number)));
   if (unordered >= 0) {
     throw malformed(path, `${stream}.variances[${unordered}] is negative or larger than the one before`, {
@@ -214,30 +199,21 @@ async function readStream(
       index: unordered,
     });
   }
-  return {
-    mean,
-    variances,
-    basis: {
-      rows: rank,
-      columns: width,
-      read: async (startRow, endRow, out) => {
-        invariant(startRow >= 0 && startRow <= endRow && endRow <= rank, `basis rows [${startRow}, ${endRow})`);
-        const values = (endRow - startRow) * width;
-        invariant(out.length >= values, `room for ${out.length} basis values, ${values} asked for`);
-        const halves = new Uint16Array(values);
-        const bytes = new Uint8Array(halves.buffer);
-        await readExactly(file, bytes, basis.offsetBytes + startRow * width * 2, path);
-        checkFiniteHalves(halves, startRow, width, `${stream}.basis`, path);
-        decodeF16(halves, out);
-      },
+  const basis: MatrixSource = {
+    rows: rank,
+    columns: width,
+    read: async (startRow, endRow, out) => {
+      invariant(startRow >= 0 && startRow <= endRow && endRow <= rank, `basis rows [${startRow}, ${endRow})`);
+      const values = (endRow - startRow) * width;
+      invariant(out.length >= values, `room for ${out.length} basis values, ${values} asked for`);
+      const halves = new Uint16Array(values);
+      const bytes = new Uint8Array(halves.buffer);
+      await readExactly(file, bytes, entry.offsetBytes + startRow * width * 2, path);
+      checkFiniteHalves(halves, startRow, width, `${stream}.basis`, path);
+      decodeF16(halves, out);
     },
   };
-}
-
-async function readVector(file: FileHandle, entry: TensorEntry, path: string): Promise<Float32Array> {
-  const values = new Float32Array(entry.lengthBytes / 4);
-  await readExactly(file, new Uint8Array(values.buffer), entry.offsetBytes, path);
-  return values;
+  return { mean, variances, analysis: basis, synthesis: basis };
 }
 
 function checkFiniteHalves(halves: Uint16Array, startRow: number, width: number, name: string, path: string): void {
@@ -249,8 +225,8 @@ function checkFiniteHalves(halves: Uint16Array, startRow: number, width: number,
   }
 }
 
-async function readWholeBasis({ basis }: StreamBasis): Promise<void> {
-  const rows = Math.max(1, Math.floor(COPY_BYTES / (2 * basis.columns)));
-  const scratch = new Float32Array(rows * basis.columns);
-  for (let row = 0; row < basis.rows; row += rows) await basis.read(row, Math.min(row + rows, basis.rows), scratch);
+async function readWhole(matrix: MatrixSource): Promise<void> {
+  const rows = Math.max(1, Math.floor(COPY_BYTES / (2 * matrix.columns)));
+  const scratch = new Float32Array(rows * matrix.columns);
+  for (let row = 0; row < matrix.rows; row += rows) await matrix.read(row, Math.min(row + rows, matrix.rows), scratch);
 }

@@ -32,6 +32,7 @@ test('a written profile opens with everything it was given, the basis rounded to
   const path = join(folder, 'whole.safetensors');
   const id = await writeProfile(path, contents);
   const profile = await openProfile(path);
+  assert.ok(profile.codec === 'kvtc-paper');
   assert.equal(profile.id, id);
   assert.equal(profile.path, path);
   assert.deepEqual(profile.model, contents.model);
@@ -41,7 +42,8 @@ test('a written profile opens with everything it was given, the basis rounded to
   assert.deepEqual(profile.quality, contents.quality);
   assert.equal(profile.byteLength, (await readFile(path)).length);
   for (const kind of ['key', 'value'] as const) {
-    const { mean, variances, basis } = profile.stream(kind);
+    const { mean, variances, analysis: basis, synthesis } = profile.stream(kind);
+    assert.equal(synthesis, basis);
     assert.deepEqual(mean, contents.streams[kind].mean);
     assert.deepEqual(variances, contents.streams[kind].variances);
     const given = contents.streams[kind].basis;
@@ -95,6 +97,7 @@ test('more quality points and plans keep id and tensors', async () => {
   const after = await openProfile(path);
   assert.equal(after.id, before.id);
   assert.deepEqual(after.quality, [point, added]);
+  assert.ok(after.codec === 'kvtc-paper');
   assert.deepEqual(after.plans, [contents.plans[0]]);
   assert.deepEqual(after.stream('key').mean, before.stream('key').mean);
   await Promise.all([before.close(), after.close()]);

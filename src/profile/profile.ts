@@ -3,6 +3,7 @@
 
 import type { CacheGeometry, StreamKind } from '../base/geometry.ts';
 import type { PaperPlan } from '../codec/paper/plan.ts';
+import type { StreamTables, WtcParameters } from '../codec/wtc/plan.ts';
 import type { MatrixSource } from '../linalg/backend.ts';
 import type { RopeDescription } from '../rope/description.ts';
 
@@ -49,7 +50,25 @@ export interface RatioPlans {
   readonly valueError: number;
 }
 
-/** One stream's learned part. */
+/** One measured setting of a wtc profile. Ratio: 16-bit values over the coded bytes of held-out rows. */
+export interface StepPoint extends WtcParameters {
+  readonly ratio: number;
+  /** Coded bits per token of both streams, measured on held-out rows in chunks of the usual length. */
+  readonly bitsPerToken: number;
+  /** How far predicted importances move a token's step (docs/format/profile.md); 0 where all tokens are coded alike. */
+  readonly exponent: number;
+}
+
+/** What a wtc profile knows of tokens' importances: weights over features of their leading coefficients. */
+export interface TokenPredictor {
+  readonly components: number;
+  /** f32[components]: standard deviations of the leading coefficients. */
+  readonly deviations: Readonly<Record<StreamKind, Float32Array>>;
+  /** Per predicted stream f32[4 · components + 3]: weights of the features, then the bias. Mean prediction is 0. */
+  readonly weights: Readonly<Record<StreamKind, Float32Array>>;
+}
+
+/** One stream's learned part, for the paper's codec. */
 export interface StreamBasis {
   /** f32[p] */
   readonly mean: Float32Array;
@@ -59,17 +78,46 @@ export interface StreamBasis {
   readonly basis: MatrixSource;
 }
 
-/** An opened profile. Holds a file handle: close it. */
-export interface Profile {
+/** One stream of an opened profile, whatever its codec. */
+export interface StreamTransform {
+  /** f32[p] */
+  readonly mean: Float32Array;
+  /** f32[rank], falling. */
+  readonly variances: Float32Array;
+  /** [rank, p], component-major: coefficient = row · (x − mean). */
+  readonly analysis: MatrixSource;
+  /** [rank, p], component-major: x ≈ mean + Σ coefficient · row. The paper's basis is both. */
+  readonly synthesis: MatrixSource;
+}
+
+/** What profiles of all codecs have. Holds a file handle: close it. */
+interface OpenedProfile {
   readonly path: string;
-  /** sha256, hex, over model identity, means and bases: what a container names. Plans and quality may grow without changing it. */
+  /** sha256, hex, over model identity and all tensors: what a container names. Plans, steps and quality may grow without changing it. */
   readonly id: string;
   readonly model: ModelIdentity;
   readonly rank: Readonly<Record<StreamKind, number>>;
-  readonly plans: readonly RatioPlans[];
   readonly provenance: Provenance;
   readonly quality: readonly QualityPoint[];
   readonly byteLength: number;
-  stream(stream: StreamKind): StreamBasis;
+  stream(stream: StreamKind): StreamTransform;
   close(): Promise<void>;
 }
+
+/** A profile of the published codec: format version 1. */
+export interface PaperProfile extends OpenedProfile {
+  readonly codec: 'kvtc-paper';
+  readonly plans: readonly RatioPlans[];
+}
+
+/** A profile of weighted transform coding: format version 2. */
+export interface WtcProfile extends OpenedProfile {
+  readonly codec: 'wtc';
+  readonly tables: Readonly<Record<StreamKind, StreamTables>>;
+  /** Rising ratios. */
+  readonly steps: readonly StepPoint[];
+  readonly predictor: TokenPredictor | null;
+}
+
+/** An opened profile: it belongs to one codec. */
+export type Profile = PaperProfile | WtcProfile;

@@ -5,11 +5,13 @@ import { z } from 'zod';
 import type { CacheGeometry, StreamKind } from '../base/geometry.ts';
 import { STREAMS, streamWidth } from '../base/geometry.ts';
 import type { PaperPlan } from '../codec/paper/plan.ts';
-import { planProblem } from '../codec/paper/plan.ts';
-import type { ModelIdentity, Provenance, QualityPoint, RatioPlans } from './profile.ts';
+import { RANK_STEP, planProblem } from '../codec/paper/plan.ts';
+import { CLASS_MAX, CLASS_MIN, SCALE_INDEX_LIMIT } from '../codec/wtc/classes.ts';
+import type { ModelIdentity, Provenance, QualityPoint, RatioPlans, StepPoint } from './profile.ts';
 
 export const PROFILE_FORMAT = 'kvtc-profile';
-export const PROFILE_VERSION = 1;
+/** The paper's codec is version 1, whose reader refuses all others; wtc is version 2. */
+export const PROFILE_VERSIONS = { 'kvtc-paper': 1, wtc: 2 } as const;
 
 /** Values one token may have per stream; far above any known model, small enough that no product overflows. */
 const MAX_STREAM_WIDTH = 1 << 20;
@@ -147,4 +149,41 @@ export function canonicalModel(model: ModelIdentity): string {
     },
     fingerprint: model.fingerprint,
   });
+}
+
+const streamStep = z.strictObject({
+  stepIndex: z.int().min(-SCALE_INDEX_LIMIT).max(SCALE_INDEX_LIMIT),
+  rank: z.int().nonnegative().multipleOf(RANK_STEP),
+  cut: z.int().min(CLASS_MIN).max(CLASS_MAX),
+});
+export const stepsSchema: z.ZodType<readonly StepPoint[]> = z
+  .array(
+    z.strictObject({
+      ratio: z.number().positive(),
+      key: streamStep,
+      value: streamStep,
+      bitsPerToken: nonNegative,
+      exponent: z.number().min(0).max(1),
+    }),
+  )
+  .max(1024);
+
+/** What is wrong with a table of steps for the given ranks, in words, or null. Ratios and steps must rise together. */
+export function stepsProblem(steps: readonly StepPoint[], rank: Readonly<Record<StreamKind, number>>): string | null {
+  if (steps.length === 0) return 'its table of steps is empty';
+  for (const [i, point] of steps.entries()) {
+    const before = steps[i - 1];
+    if (before !== undefined && point.ratio <= before.ratio) {
+      return `ratio ${point.ratio} follows ${before.ratio}; ratios must be distinct and rising`;
+    }
+    for (const stream of STREAMS) {
+      if (point[stream].rank > rank[stream]) {
+        return `the ${stream} rank ${point[stream].rank} at ratio ${point.ratio} exceeds the profile's ${rank[stream]}`;
+      }
+      if (before !== undefined && point[stream].stepIndex < before[stream].stepIndex) {
+        return `the ${stream} step falls at ratio ${point.ratio}`;
+      }
+    }
+  }
+  return null;
 }

@@ -10,21 +10,22 @@ import { encodeF16 } from '../base/half.ts';
 import { RANK_STEP } from '../codec/paper/plan.ts';
 import type { MatrixSource } from '../linalg/backend.ts';
 import { TENSOR_NAMES, eachDataBlock, openForReading, openProfile } from './open-profile.ts';
-import type { ModelIdentity, Provenance, QualityPoint, RatioPlans, StreamBasis } from './profile.ts';
+import type { ModelIdentity, Provenance, QualityPoint, RatioPlans, StepPoint, StreamBasis } from './profile.ts';
 import type { TensorShape } from './safetensors.ts';
 import { headerPrefix, readHeader } from './safetensors.ts';
 import {
   PROFILE_FORMAT,
-  PROFILE_VERSION,
+  PROFILE_VERSIONS,
   canonicalModel,
   filePlans,
   modelSchema,
   plansProblem,
   provenanceSchema,
   qualitySchema,
+  stepsProblem,
 } from './schema.ts';
 
-/** Everything a profile file holds. Basis rows are rounded to f16, to nearest. */
+/** Everything a profile of the paper's codec holds. Basis rows are rounded to f16, to nearest. */
 export interface ProfileContents {
   readonly model: ModelIdentity;
   readonly streams: Readonly<Record<StreamKind, StreamBasis>>;
@@ -35,13 +36,16 @@ export interface ProfileContents {
 
 /** What may change in a finished profile without changing its id. */
 export interface ProfileChanges {
+  /** Of the paper's codec only. */
   readonly plans?: readonly RatioPlans[] | undefined;
+  /** Of wtc only. */
+  readonly steps?: readonly StepPoint[] | undefined;
   readonly quality?: readonly QualityPoint[] | undefined;
 }
 
 /** Values of a basis converted at a time. */
 const BLOCK_VALUES = 1 << 20;
-const ID_PLACEHOLDER = '0'.repeat(64);
+export const ID_PLACEHOLDER = '0'.repeat(64);
 
 /**
  * Writes a profile and returns its id. The file appears whole or not at all (`.part`, sync, rename); one that was there
@@ -54,18 +58,32 @@ export async function writeProfile(path: string, contents: ProfileContents): Pro
   const modelText = canonicalModel(model);
   const metadata = {
     format: PROFILE_FORMAT,
-    version: String(PROFILE_VERSION),
+    version: String(PROFILE_VERSIONS['kvtc-paper']),
     id: ID_PLACEHOLDER,
     model: modelText,
     provenance: JSON.stringify(provenance),
     ...changeableParts(contents, { key: streams.key.basis.rows, value: streams.value.basis.rows }),
   };
+  return writeHashed(path, metadata, shapes, modelText, () => tensorData(streams));
+}
+
+/**
+ * Writes header and tensor data, filling in the id, which it returns. `metadata.id` must be ID_PLACEHOLDER; data must
+ * cover the shapes in order. Throws KVTC_WRITE_FAILED.
+ */
+export async function writeHashed(
+  path: string,
+  metadata: Readonly<Record<string, string>>,
+  shapes: readonly (TensorShape & { readonly name: string })[],
+  modelText: string,
+  data: () => AsyncIterable<Uint8Array>,
+): Promise<string> {
   const prefix = headerPrefix(metadata, shapes);
   const hash = createHash('sha256').update(`${modelText}\n`);
   let id = '';
   await replaceFile(path, async (file) => {
     let offset = prefix.length;
-    for await (const bytes of tensorData(streams)) {
+    for await (const bytes of data()) {
       hash.update(bytes);
       await writeFully(file, bytes, offset);
       offset += bytes.length;
@@ -78,7 +96,7 @@ export async function writeProfile(path: string, contents: ProfileContents): Pro
 }
 
 /**
- * Replaces the plans or the quality points of a profile file, which keeps its id and its tensors. Lists are replaced
+ * Replaces the plans, the steps or the quality points of a profile file, which keeps its id and its tensors. Lists are replaced
  * whole: pass `[...profile.quality, point]` to add one. Handles opened before go on reading the old file.
  * Throws KVTC_OPTION_INVALID, KVTC_WRITE_FAILED, and what `openProfile` throws.
  */
@@ -87,10 +105,14 @@ export async function rewriteProfile(path: string, changes: ProfileChanges): Pro
   const source = await openForReading(path);
   try {
     const header = await readHeader(source, path);
-    const parts = changeableParts(
-      { plans: changes.plans ?? profile.plans, quality: changes.quality ?? profile.quality },
-      profile.rank,
-    );
+    if (changes[profile.codec === 'wtc' ? 'plans' : 'steps'] !== undefined) {
+      throw invalid(`profile ${path} is for ${profile.codec}, which has no such list`);
+    }
+    const quality = changes.quality ?? profile.quality;
+    const parts =
+      profile.codec === 'wtc'
+        ? changeableSteps({ steps: changes.steps ?? profile.steps, quality }, profile.rank)
+        : changeableParts({ plans: changes.plans ?? profile.plans, quality }, profile.rank);
     const tensors = [...header.tensors]
       .sort(([, a], [, b]) => a.offsetBytes - b.offsetBytes)
       .map(([name, { type, shape }]) => ({ name, type, shape }));
@@ -112,18 +134,39 @@ function changeableParts(
   const sorted = plans.toSorted((a, b) => a.ratio - b.ratio);
   const problem = plansProblem(sorted, rank);
   if (problem !== null) throw invalid(problem);
-  const checked = qualitySchema.safeParse(quality);
-  if (!checked.success) throw invalid(`quality: ${checked.error.message}`);
-  return { plans: JSON.stringify(filePlans(sorted)), quality: JSON.stringify(quality) };
+  return { plans: JSON.stringify(filePlans(sorted)), quality: qualityText(quality) };
 }
 
-function checkStreams({ model, streams, provenance }: ProfileContents): (TensorShape & { name: string })[] {
+/** The changeable metadata of a wtc profile. Throws KVTC_OPTION_INVALID. */
+export function changeableSteps(
+  { steps, quality }: { readonly steps: readonly StepPoint[]; readonly quality: readonly QualityPoint[] },
+  rank: Readonly<Record<StreamKind, number>>,
+): { steps: string; quality: string } {
+  const sorted = steps.toSorted((a, b) => a.ratio - b.ratio);
+  const problem = stepsProblem(sorted, rank);
+  if (problem !== null) throw invalid(problem);
+  return { steps: JSON.stringify(sorted), quality: qualityText(quality) };
+}
+
+function qualityText(quality: readonly QualityPoint[]): string {
+  const checked = qualitySchema.safeParse(quality);
+  if (!checked.success) throw invalid(`quality: ${checked.error.message}`);
+  return JSON.stringify(quality);
+}
+
+/** Throws KVTC_OPTION_INVALID for a model or provenance that no reader would take. */
+export function checkIdentity({ model, provenance }: Pick<ProfileContents, 'model' | 'provenance'>): void {
   for (const [what, result] of [
     ['model', modelSchema.safeParse(model)],
     ['provenance', provenanceSchema.safeParse(provenance)],
   ] as const) {
     if (!result.success) throw invalid(`${what}: ${result.error.message}`);
   }
+}
+
+function checkStreams(contents: ProfileContents): (TensorShape & { name: string })[] {
+  checkIdentity(contents);
+  const { model, streams } = contents;
   for (const stream of STREAMS) {
     const { mean, variances, basis } = streams[stream];
     const width = streamWidth(model.geometry, stream);
@@ -173,6 +216,6 @@ async function* basisData(basis: MatrixSource, name: string): AsyncGenerator<Uin
   }
 }
 
-function invalid(problem: string): KvtcError {
+export function invalid(problem: string): KvtcError {
   return new KvtcError('KVTC_OPTION_INVALID', `cannot write this profile: ${problem}`);
 }

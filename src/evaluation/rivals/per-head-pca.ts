@@ -88,7 +88,7 @@ export function perHeadPcaTreatment(transforms: Transforms, options: PerHeadPcaO
 /** Each head's covariance is its block of Bᵀ · diag(variances) · B, with B the profile's basis: the energy it reaches. */
 async function headBases({ profile }: Transforms, stream: StreamKind): Promise<HeadBases> {
   const { geometry } = profile.model;
-  const { basis, variances } = profile.stream(stream);
+  const { synthesis: basis, variances } = profile.stream(stream);
   const dim = headDim(geometry, stream);
   const width = streamWidth(geometry, stream);
   const heads = width / dim;

@@ -1,0 +1,69 @@
+// What coding a cache asks of a codec: coefficients of a range of tokens → stored chunks, and back.
+// Does not know: engine rows, transforms, files, any particular codec.
+
+import { KvtcError } from '../base/errors.ts';
+import type { StreamKind, TokenRange } from '../base/geometry.ts';
+import type { EntropyMethod } from '../codec/entropy/blocks.ts';
+import type { ChunkEntry, JsonObject } from '../container/types.ts';
+import type { Profile } from '../profile/profile.ts';
+
+/** What the newest tokens get: kept as found, or coded at a quarter of the step. */
+export type WindowMode = 'exact' | 'finer';
+
+/** What a codec may be told; each refuses what it does not have. */
+export interface CodingOptions {
+  /** Default 16. */
+  readonly ratio?: number | undefined;
+  readonly keyRatio?: number | undefined;
+  readonly valueRatio?: number | undefined;
+  readonly step?: number | undefined;
+  readonly window: number;
+  readonly windowMode?: WindowMode | undefined;
+  readonly entropy?: EntropyMethod | undefined;
+  readonly entropyLevel?: number | undefined;
+}
+
+export interface StoredChunk {
+  readonly packedBytes: number;
+  readonly stored: Uint8Array;
+}
+
+export interface ChunkEncoder {
+  readonly codec: string;
+  readonly parameters: JsonObject;
+  readonly entropy: EntropyMethod;
+  /** Newest tokens that must stay exact. */
+  readonly exactWindow: number;
+  /** Components that `encode` wants of a range of a sequence of `tokenCount` tokens. */
+  ranks(range: TokenRange, tokenCount: number): Readonly<Record<StreamKind, number>>;
+  /** Both streams' chunks of a range; coefficients f32[tokens of the range, rank]. Throws KVTC_ROWS_NOT_FINITE. */
+  encode(
+    coefficients: Readonly<Record<StreamKind, Float32Array>>,
+    range: TokenRange,
+    tokenCount: number,
+  ): Promise<Readonly<Record<StreamKind, StoredChunk>>>;
+}
+
+export interface DecodedChunk {
+  /** f32[tokens, rank] */
+  readonly coefficients: Float32Array;
+  readonly rank: number;
+}
+
+export interface ChunkDecoder {
+  /** Throws KVTC_CHUNK_MALFORMED. */
+  decode(stored: Uint8Array, chunk: ChunkEntry): Promise<DecodedChunk>;
+}
+
+/** The ratio where none is given: the paper's middle one. */
+export const DEFAULT_RATIO = 16;
+
+/** Throws KVTC_PROFILE_MISMATCH when a header claims more components than the profile holds. */
+export function checkRank(stream: StreamKind, rank: number, profile: Profile): void {
+  if (rank <= profile.rank[stream]) return;
+  throw new KvtcError(
+    'KVTC_PROFILE_MISMATCH',
+    `the container's ${stream} plan has rank ${rank}, the profile's basis ${profile.rank[stream]}`,
+    { stream, gotRank: profile.rank[stream], expectedRank: rank },
+  );
+}

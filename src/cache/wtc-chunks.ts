@@ -1,0 +1,200 @@
+// The codec wtc behind the chunk seam: a step from a ratio, a class for every token (predicted importance, finer window),
+// chunks without an entropy stage of their own. Does not know: engine rows, transforms, files.
+
+import { KvtcError } from '../base/errors.ts';
+import type { StreamKind, TokenRange } from '../base/geometry.ts';
+import { STREAMS } from '../base/geometry.ts';
+import { predictTokenClasses } from '../calibration/token-steps.ts';
+import { SCALE_INDEX_LIMIT, TOKEN_CLASSES, TOKEN_CLASS_MIN, stepIndexOf } from '../codec/wtc/classes.ts';
+import type { WtcParameters, WtcPlan } from '../codec/wtc/plan.ts';
+import { createWtcPlan, fileWtcParameters, parseWtcParameters, rankNeeded } from '../codec/wtc/plan.ts';
+import { WTC_CODEC_ID, decodeWtcChunk, encodeWtcChunk } from '../codec/wtc/wtc-codec.ts';
+import type { ContainerHeader } from '../container/types.ts';
+import type { StepPoint, WtcProfile } from '../profile/profile.ts';
+import type { ChunkDecoder, ChunkEncoder, CodingOptions } from './chunk-seam.ts';
+import { DEFAULT_RATIO, checkRank } from './chunk-seam.ts';
+
+/** A finer window's tokens are coded at a quarter of the step: two octaves, in half-octave classes. */
+const WINDOW_CLASS = -4;
+
+/** Ratios worth showing where a profile serves any. */
+const USUAL_RATIOS = [8, 16, 32, 64, 128];
+
+/** Those of the usual ratios that a profile's steps reach; its ends where none is. */
+export function usualRatios({ steps }: WtcProfile): number[] {
+  const least = steps[0]?.ratio ?? 0;
+  const most = steps.at(-1)?.ratio ?? 0;
+  const found = USUAL_RATIOS.filter((ratio) => ratio >= least && ratio <= most);
+  return found.length > 0 ? found : [...new Set([least, most])];
+}
+
+/** Step indices and exponent between the measured points, by the logarithm of the ratio. */
+interface Setting {
+  readonly key: { readonly stepIndex: number; readonly cut: number };
+  readonly value: { readonly stepIndex: number; readonly cut: number };
+  readonly exponent: number;
+}
+
+function settingAtRatio({ steps }: WtcProfile, ratio: number): Setting {
+  const above = steps.findIndex((point) => point.ratio >= ratio);
+  const upper = steps[above];
+  const lower = steps[Math.max(0, above - 1)];
+  if (upper === undefined || lower === undefined || (above === 0 && upper.ratio > ratio * 1.001)) {
+    const [least, most] = [steps[0]?.ratio ?? 0, steps.at(-1)?.ratio ?? 0];
+    throw new KvtcError(
+      'KVTC_PLAN_MISSING',
+      `the profile serves ratios from ${least.toFixed(1)} to ${most.toFixed(1)}, not ${ratio}`,
+      { ratio, least, most },
+    );
+  }
+  const share = upper === lower ? 0 : Math.log(ratio / lower.ratio) / Math.log(upper.ratio / lower.ratio);
+  return between(lower, upper, share);
+}
+
+/** The point whose key step is nearest, moved to the step in both streams. */
+function settingAtStep({ steps }: WtcProfile, step: number): Setting {
+  const stepIndex = step > 0 && Number.isFinite(step) ? stepIndexOf(step) : NaN;
+  if (!(Math.abs(stepIndex) <= SCALE_INDEX_LIMIT / 2)) {
+    throw new KvtcError('KVTC_OPTION_INVALID', `step is ${step}; expected a number above 0`, {
+      option: 'step',
+      got: step,
+    });
+  }
+  const distance = (point: StepPoint): number => Math.abs(point.key.stepIndex - stepIndex);
+  const nearest = steps.toSorted((a, b) => distance(a) - distance(b))[0] as StepPoint; // the table is not empty
+  const moved = stepIndex - nearest.key.stepIndex;
+  return {
+    key: { stepIndex, cut: nearest.key.cut },
+    value: { stepIndex: nearest.value.stepIndex + moved, cut: nearest.value.cut },
+    exponent: nearest.exponent,
+  };
+}
+
+function between(lower: StepPoint, upper: StepPoint, share: number): Setting {
+  const mix = (a: number, b: number): number => a + share * (b - a);
+  const stream = (name: StreamKind): Setting['key'] => ({
+    stepIndex: Math.round(mix(lower[name].stepIndex, upper[name].stepIndex)),
+    cut: (share < 0.5 ? lower : upper)[name].cut,
+  });
+  return { key: stream('key'), value: stream('value'), exponent: mix(lower.exponent, upper.exponent) };
+}
+
+/**
+ * See createChunkEncoder. `windowMode` is `finer` unless asked otherwise; `ratio` is that of tokens outside the window.
+ */
+export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): ChunkEncoder {
+  const { windowMode = 'finer', window, step } = options;
+  for (const name of ['keyRatio', 'valueRatio'] as const) {
+    if (options[name] !== undefined) refuse(`${name} is not an option of codec wtc: one step serves both streams`);
+  }
+  if (options.entropy !== undefined && options.entropy !== 'none') {
+    refuse(`codec wtc codes to final bytes; entropy ${options.entropy} is not an option`);
+  }
+  const setting =
+    step === undefined ? settingAtRatio(profile, options.ratio ?? DEFAULT_RATIO) : settingAtStep(profile, step);
+  const finer = windowMode === 'finer' ? window : 0;
+  const predictor = setting.exponent > 0 ? profile.predictor : null;
+  const parameters = (lowestClass: number): WtcParameters => {
+    const stream = (name: StreamKind): WtcParameters['key'] => {
+      const { stepIndex, cut } = setting[name];
+      return { stepIndex, cut, rank: rankNeeded(profile.tables[name].scales, stepIndex, cut, lowestClass) };
+    };
+    return { key: stream('key'), value: stream('value') };
+  };
+  // Tokens of class 0 need fewer components than finer ones: most chunks do with smaller matrices.
+  const filed = parameters(finer > 0 || predictor !== null ? WINDOW_CLASS : 0);
+  const whole = plansOf(profile, filed);
+  const coarse = predictor === null && finer > 0 ? plansOf(profile, parameters(0)) : whole;
+  const plansFor = ({ endToken }: TokenRange, tokenCount: number): Plans =>
+    endToken > tokenCount - finer ? whole : coarse;
+  return {
+    codec: WTC_CODEC_ID,
+    parameters: { ...fileWtcParameters(filed) },
+    entropy: 'none',
+    exactWindow: windowMode === 'exact' ? window : 0,
+    ranks: (range, tokenCount) => {
+      const plans = plansFor(range, tokenCount);
+      return { key: plans.key.rank, value: plans.value.rank };
+    },
+    encode: (coefficients, range, tokenCount) => {
+      const plans = plansFor(range, tokenCount);
+      const tokens = range.endToken - range.startToken;
+      const classes =
+        predictor === null
+          ? { key: new Int8Array(tokens), value: new Int8Array(tokens) }
+          : predictTokenClasses(predictor, { tokens, ...coefficients }, setting.exponent);
+      const code = (stream: StreamKind) => {
+        const own = classes[stream];
+        for (let t = Math.max(0, tokenCount - finer - range.startToken); t < tokens; t++) {
+          own[t] = clampClass((own[t] as number) + WINDOW_CLASS);
+        }
+        const stored = encodeWtcChunk(coefficients[stream], tokens, own, plans[stream]);
+        return { packedBytes: stored.length, stored };
+      };
+      return Promise.resolve({ key: code('key'), value: code('value') });
+    },
+  };
+}
+
+/** See createChunkDecoder. */
+export function createWtcDecoder(header: ContainerHeader, profile: WtcProfile): ChunkDecoder {
+  const parameters = parseWtcParameters(header.codecParameters);
+  if (header.entropy !== 'none') {
+    throw new KvtcError(
+      'KVTC_CONTAINER_MALFORMED',
+      `the container's codec is wtc and its entropy method ${header.entropy}; wtc has none`,
+      { section: 'header', got: header.entropy, expected: 'none' },
+    );
+  }
+  for (const stream of STREAMS) checkRank(stream, parameters[stream].rank, profile);
+  const plans = plansOf(profile, parameters);
+  const coarse = {
+    key: rankNeeded(profile.tables.key.scales, parameters.key.stepIndex, parameters.key.cut),
+    value: rankNeeded(profile.tables.value.scales, parameters.value.stepIndex, parameters.value.cut),
+  };
+  return {
+    decode: (stored, { stream, startToken, endToken, packedBytes }) => {
+      const plan = plans[stream];
+      const tokenCount = endToken - startToken;
+      if (stored.length !== packedBytes) {
+        throw new KvtcError(
+          'KVTC_CHUNK_MALFORMED',
+          `${stream} chunk at token ${startToken} says ${packedBytes} packed bytes and has ${stored.length}`,
+          { stream, startToken, gotBytes: packedBytes, expectedBytes: stored.length },
+        );
+      }
+      const coefficients = new Float32Array(tokenCount * plan.rank); // [tokens, rank]
+      const classes = decodeWtcChunk(stored, tokenCount, plan, coefficients);
+      // Without finer tokens everything beyond class 0's rank is zero: leave it out of the product.
+      const rank = Math.min(plan.rank, coarse[stream]);
+      return Promise.resolve(
+        rank < plan.rank && classes.every((tokenClass) => tokenClass >= 0)
+          ? { rank, coefficients: leadingColumns(coefficients, tokenCount, plan.rank, rank) }
+          : { rank: plan.rank, coefficients },
+      );
+    },
+  };
+}
+
+type Plans = Readonly<Record<StreamKind, WtcPlan>>;
+
+function plansOf({ tables }: WtcProfile, parameters: WtcParameters): Plans {
+  return {
+    key: createWtcPlan(parameters.key, tables.key),
+    value: createWtcPlan(parameters.value, tables.value),
+  };
+}
+
+function clampClass(tokenClass: number): number {
+  return Math.max(TOKEN_CLASS_MIN, Math.min(TOKEN_CLASS_MIN + TOKEN_CLASSES - 1, tokenClass));
+}
+
+/** f32[rows, from] → f32[rows, to], in place: the front of the same buffer. */
+function leadingColumns(values: Float32Array, rows: number, from: number, to: number): Float32Array {
+  for (let row = 1; row < rows; row++) values.copyWithin(row * to, row * from, row * from + to);
+  return values.subarray(0, rows * to);
+}
+
+function refuse(message: string): never {
+  throw new KvtcError('KVTC_OPTION_INVALID', message);
+}

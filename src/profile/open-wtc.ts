@@ -1,0 +1,146 @@
+// The parts of a profile that only wtc has: scales, coding tables, matrices of int8 with a scale per row and head, steps,
+// token predictor. File layout: docs/format/profile.md. Does not know containers or how a profile came about.
+
+import type { FileHandle } from 'node:fs/promises';
+import { invariant } from '../base/errors.ts';
+import type { StreamKind } from '../base/geometry.ts';
+import { STREAMS, headDim, streamWidth } from '../base/geometry.ts';
+import { RANK_STEP } from '../codec/paper/plan.ts';
+import { SCALE_INDEX_LIMIT, SCALE_UNITS } from '../codec/wtc/classes.ts';
+import { FAMILY_VALUES, unpackFamily } from '../codec/wtc/family.ts';
+import type { StreamTables } from '../codec/wtc/plan.ts';
+import type { MatrixSource } from '../linalg/backend.ts';
+import type { ModelIdentity, StreamTransform, TokenPredictor, WtcProfile } from './profile.ts';
+import type { SafetensorsHeader } from './safetensors.ts';
+import { malformed, parseJson, readExactly } from './safetensors.ts';
+import { stepsProblem, stepsSchema } from './schema.ts';
+import { part, readVector, tensor } from './tensors.ts';
+
+/** Features per leading component and stream, and how many more: see docs/format/profile.md. */
+const FEATURES_PER_COMPONENT = 4;
+const FURTHER_FEATURES = 3;
+
+type WtcParts = Pick<WtcProfile, 'codec' | 'rank' | 'tables' | 'steps' | 'predictor' | 'stream'>;
+
+/** Reads and checks all of it but the matrices, which are served by ranges. Throws KVTC_PROFILE_MALFORMED. */
+export async function readWtcParts(
+  file: FileHandle,
+  header: SafetensorsHeader,
+  model: ModelIdentity,
+  path: string,
+): Promise<WtcParts> {
+  const key = await readWtcStream(file, header, model, 'key', path);
+  const value = await readWtcStream(file, header, model, 'value', path);
+  const rank = { key: key.tables.scales.length, value: value.tables.scales.length };
+  const steps = parseJson(part(header, 'steps', path), stepsSchema, path, 'steps');
+  const problem = stepsProblem(steps, rank);
+  if (problem !== null) throw malformed(path, problem);
+  return {
+    codec: 'wtc',
+    rank,
+    tables: { key: key.tables, value: value.tables },
+    steps,
+    predictor: await readPredictor(file, header, rank, path),
+    stream: (stream) => (stream === 'key' ? key : value).transform,
+  };
+}
+
+async function readWtcStream(
+  file: FileHandle,
+  header: SafetensorsHeader,
+  model: ModelIdentity,
+  stream: StreamKind,
+  path: string,
+): Promise<{ readonly transform: StreamTransform; readonly tables: StreamTables }> {
+  const width = streamWidth(model.geometry, stream);
+  const rank = header.tensors.get(`${stream}.scales`)?.shape[0] ?? 0;
+  if (rank < RANK_STEP || rank % RANK_STEP !== 0 || rank > width) {
+    throw malformed(path, `${stream}.scales has rank ${rank}, expected a multiple of ${RANK_STEP} up to ${width}`, {
+      stream,
+      rank,
+      width,
+    });
+  }
+  const mean = await readVector(file, tensor(header, `${stream}.mean`, 'F32', [width], path), `${stream}.mean`, path);
+  const scales = new Int16Array(rank);
+  const entry = tensor(header, `${stream}.scales`, 'I16', [rank], path);
+  await readExactly(file, new Uint8Array(scales.buffer), entry.offsetBytes, path);
+  const wrong = scales.findIndex(
+    (scale, i) => Math.abs(scale) > SCALE_INDEX_LIMIT || (i > 0 && scale > (scales[i - 1] as number)),
+  );
+  if (wrong >= 0) {
+    throw malformed(path, `${stream}.scales[${wrong}] is out of range or larger than the one before`, {
+      tensor: `${stream}.scales`,
+      index: wrong,
+    });
+  }
+  const name = `${stream}.tables`;
+  const packed = await readVector(file, tensor(header, name, 'F32', [FAMILY_VALUES], path), name, path);
+  const dim = headDim(model.geometry, stream);
+  const matrix = (what: 'analysis' | 'synthesis'): Promise<MatrixSource> =>
+    int8Matrix(file, header, `${stream}.${what}`, rank, width, dim, path);
+  const synthesis = await matrix('synthesis');
+  const analysis = header.tensors.has(`${stream}.analysis`) ? await matrix('analysis') : synthesis;
+  const variances = Float32Array.from(scales, (scale) => 2 ** ((2 * scale) / SCALE_UNITS));
+  return {
+    transform: { mean, variances, analysis, synthesis },
+    tables: { scales, family: unpackFamily(packed, name) },
+  };
+}
+
+/** value = integer · scale of its row and head. Scales (a few hundred KB) are read at once, rows when asked for. */
+async function int8Matrix(
+  file: FileHandle,
+  header: SafetensorsHeader,
+  name: string,
+  rank: number,
+  width: number,
+  dim: number,
+  path: string,
+): Promise<MatrixSource> {
+  const entry = tensor(header, name, 'I8', [rank, width], path);
+  const heads = width / dim;
+  const scalesName = `${name}.scales`;
+  const scales = await readVector(file, tensor(header, scalesName, 'F32', [rank, heads], path), scalesName, path);
+  return {
+    rows: rank,
+    columns: width,
+    read: async (startRow, endRow, out) => {
+      invariant(startRow >= 0 && startRow <= endRow && endRow <= rank, `matrix rows [${startRow}, ${endRow})`);
+      const count = (endRow - startRow) * width;
+      invariant(out.length >= count, `room for ${out.length} matrix values, ${count} asked for`);
+      const integers = new Int8Array(count);
+      await readExactly(file, new Uint8Array(integers.buffer), entry.offsetBytes + startRow * width, path);
+      for (let block = 0, at = 0; at < count; block++) {
+        const scale = scales[startRow * heads + block]!;
+        for (const end = at + dim; at < end; at++) out[at] = integers[at]! * scale;
+      }
+    },
+  };
+}
+
+async function readPredictor(
+  file: FileHandle,
+  header: SafetensorsHeader,
+  rank: Readonly<Record<StreamKind, number>>,
+  path: string,
+): Promise<TokenPredictor | null> {
+  const components = header.tensors.get('key.predictor.deviations')?.shape[0];
+  if (components === undefined) return null;
+  if (components < 1 || components > Math.min(rank.key, rank.value)) {
+    throw malformed(path, `its token predictor looks at ${components} components, the ranks are lower`);
+  }
+  const features = FEATURES_PER_COMPONENT * components + FURTHER_FEATURES;
+  const vectors = async (what: string, length: number): Promise<Record<StreamKind, Float32Array>> => {
+    const read = (name: string): Promise<Float32Array> =>
+      readVector(file, tensor(header, name, 'F32', [length], path), name, path);
+    return { key: await read(`key.predictor.${what}`), value: await read(`value.predictor.${what}`) };
+  };
+  const deviations = await vectors('deviations', components);
+  for (const stream of STREAMS) {
+    if (!deviations[stream].every((deviation) => deviation >= 0)) {
+      throw malformed(path, `a deviation of ${stream}.predictor is negative`);
+    }
+  }
+  return { components, deviations, weights: await vectors('weights', features) };
+}

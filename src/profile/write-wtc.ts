@@ -1,0 +1,137 @@
+// Writing a wtc profile: matrices rounded to int8 with a scale per row and head. File layout: docs/format/profile.md.
+// Does not know how a profile came about.
+
+import type { StreamKind } from '../base/geometry.ts';
+import { STREAMS, headDim, streamWidth } from '../base/geometry.ts';
+import { RANK_STEP } from '../codec/paper/plan.ts';
+import { packFamily } from '../codec/wtc/family.ts';
+import type { StreamTables } from '../codec/wtc/plan.ts';
+import type { MatrixSource } from '../linalg/backend.ts';
+import type { ModelIdentity, Provenance, QualityPoint, StepPoint, TokenPredictor } from './profile.ts';
+import type { TensorShape } from './safetensors.ts';
+import { PROFILE_FORMAT, PROFILE_VERSIONS, canonicalModel } from './schema.ts';
+import { ID_PLACEHOLDER, changeableSteps, checkIdentity, invalid, writeHashed } from './write-profile.ts';
+
+/** One stream of a wtc profile, before its matrices are rounded. */
+export interface WtcStream extends StreamTables {
+  /** f32[p] */
+  readonly mean: Float32Array;
+  /** [rank, p]; null when the synthesis is orthonormal and serves as both. */
+  readonly analysis: MatrixSource | null;
+  readonly synthesis: MatrixSource;
+}
+
+export interface WtcContents {
+  readonly model: ModelIdentity;
+  readonly streams: Readonly<Record<StreamKind, WtcStream>>;
+  readonly steps: readonly StepPoint[];
+  readonly predictor: TokenPredictor | null;
+  readonly provenance: Provenance;
+  readonly quality: readonly QualityPoint[];
+}
+
+interface PlannedTensor extends TensorShape {
+  readonly name: string;
+  readonly data: () => AsyncIterable<Uint8Array> | readonly Uint8Array[];
+}
+
+/**
+ * Writes a wtc profile and returns its id; the file appears whole or not at all. Same contents → same bytes.
+ * Throws KVTC_OPTION_INVALID for contents that `openProfile` would refuse, KVTC_WRITE_FAILED.
+ */
+export async function writeWtcProfile(path: string, contents: WtcContents): Promise<string> {
+  checkIdentity(contents);
+  const { model, provenance } = contents;
+  const rank = { key: contents.streams.key.scales.length, value: contents.streams.value.scales.length };
+  const modelText = canonicalModel(model);
+  const metadata = {
+    format: PROFILE_FORMAT,
+    version: String(PROFILE_VERSIONS.wtc),
+    codec: 'wtc',
+    id: ID_PLACEHOLDER,
+    model: modelText,
+    provenance: JSON.stringify(provenance),
+    ...changeableSteps(contents, rank),
+  };
+  const tensors = plannedTensors(contents);
+  return writeHashed(path, metadata, tensors, modelText, async function* () {
+    for (const { data } of tensors) yield* data();
+  });
+}
+
+/** Small tensors first, each at a multiple of 4 bytes as long as rank and width allow. */
+function plannedTensors({ model, streams, predictor }: WtcContents): PlannedTensor[] {
+  const small: PlannedTensor[] = [];
+  const large: PlannedTensor[] = [];
+  const floats = (name: string, values: Float32Array): PlannedTensor => {
+    if (!values.every(Number.isFinite)) throw invalid(`${name} holds NaN or Inf`);
+    return { name, type: 'F32', shape: [values.length], data: () => [bytesOf(values)] };
+  };
+  for (const stream of STREAMS) {
+    const { mean, scales, family, analysis, synthesis } = streams[stream];
+    const width = streamWidth(model.geometry, stream);
+    const rank = scales.length;
+    if (mean.length !== width || rank < RANK_STEP || rank % RANK_STEP !== 0 || rank > width) {
+      throw invalid(`${stream}: mean [${mean.length}] and rank ${rank} do not fit width ${width}`);
+    }
+    small.push(floats(`${stream}.mean`, mean), floats(`${stream}.tables`, packFamily(family)));
+    small.push({ name: `${stream}.scales`, type: 'I16', shape: [rank], data: () => [bytesOf(scales)] });
+    if (predictor !== null) {
+      small.push(floats(`${stream}.predictor.deviations`, predictor.deviations[stream]));
+      small.push(floats(`${stream}.predictor.weights`, predictor.weights[stream]));
+    }
+    for (const [what, matrix] of Object.entries({ synthesis, ...(analysis === null ? {} : { analysis }) })) {
+      if (matrix.rows !== rank || matrix.columns !== width) {
+        throw invalid(`${stream}: ${what} is [${matrix.rows}, ${matrix.columns}], expected [${rank}, ${width}]`);
+      }
+      const name = `${stream}.${what}`;
+      const dim = headDim(model.geometry, stream);
+      const scalesShape = [rank, width / dim];
+      large.push(
+        {
+          name: `${name}.scales`,
+          type: 'F32',
+          shape: scalesShape,
+          data: () => roundedRows(matrix, dim, 'scales', name),
+        },
+        { name, type: 'I8', shape: [rank, width], data: () => roundedRows(matrix, dim, 'integers', name) },
+      );
+    }
+  }
+  return [...small, ...large];
+}
+
+/** One of the two tensors of a rounded matrix, row by row. */
+async function* roundedRows(
+  matrix: MatrixSource,
+  dim: number,
+  what: 'integers' | 'scales',
+  name: string,
+): AsyncGenerator<Uint8Array> {
+  const row = new Float32Array(matrix.columns);
+  for (let r = 0; r < matrix.rows; r++) {
+    await matrix.read(r, r + 1, row);
+    const { integers, scales } = roundToInt8(row, dim);
+    if (!scales.every(Number.isFinite)) throw invalid(`${name} holds NaN or Inf in row ${r}`);
+    yield bytesOf(what === 'integers' ? integers : scales);
+  }
+}
+
+/** Integers −127 to 127 and the f32 scale of every block of `dim` values: value ≈ integer · scale. */
+function roundToInt8(row: Float32Array, dim: number): { integers: Int8Array; scales: Float32Array } {
+  const integers = new Int8Array(row.length);
+  const scales = new Float32Array(row.length / dim);
+  for (let block = 0; block < scales.length; block++) {
+    let most = 0;
+    for (let i = block * dim; i < (block + 1) * dim; i++) most = Math.max(most, Math.abs(row[i]!));
+    const scale = Math.fround(most / 127);
+    scales[block] = scale;
+    if (scale === 0) continue;
+    for (let i = block * dim; i < (block + 1) * dim; i++) integers[i] = Math.round(row[i]! / scale);
+  }
+  return { integers, scales };
+}
+
+function bytesOf(values: Float32Array | Int16Array | Int8Array): Uint8Array {
+  return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+}
