@@ -19,11 +19,22 @@ import { headColumns, layerRows } from './layer-rows.ts';
 import { outputGram } from './output-gram.ts';
 import type { ProbeDocument } from './noise-probes.ts';
 
+/** Residual stream plus attention output, as llama.cpp names it in all graphs with separate norms. */
+const RESIDUAL_NAME = 'ffn_inp-';
+
 export interface AttentionCosts {
   /** Mean over documents, in units of energy of the layer's attention output. */
   readonly metrics: Readonly<Record<StreamKind, HeadMetrics>>;
   /** Per document f32[prefix tokens]: mean over heads of a token's cost over the mean token's; NaN outside the range. */
   readonly importance: readonly Readonly<Record<StreamKind, Float32Array>>[];
+  /** f64[layers]: mean squared length of the residual stream after each layer's attention. The next norm divides by it. */
+  readonly residualEnergy: Float64Array;
+}
+
+/** Sums of squares of the residual stream, and rows summed, by layer. */
+interface ResidualSums {
+  readonly energies: Float64Array;
+  readonly counts: Float64Array;
 }
 
 export interface CostsOptions {
@@ -33,6 +44,7 @@ export interface CostsOptions {
   readonly seed: number;
   /** (query, token) pairs per query head and document that estimate the key metric. */
   readonly pairs: number;
+  readonly signal?: AbortSignal | undefined;
   /** Called with each prefix's cache when its document is done; the bytes are the callee's. */
   readonly onDocument?: ((done: number, prefix: Uint8Array) => void) | undefined;
 }
@@ -65,7 +77,7 @@ export async function attentionCosts(
   const { geometry, rope } = model.identity;
   const { layers, kvHeads } = geometry;
   const dim = headDim(geometry, 'value');
-  const { backend, sinks, window, seed, pairs } = options;
+  const { backend, sinks, window, seed, pairs, signal } = options;
   const factors = await outputFactors(gguf, layers, dim, backend);
   const sums: Record<StreamKind, Float64Array> = {
     key: new Float64Array(layers * kvHeads * dim * dim),
@@ -75,16 +87,18 @@ export async function attentionCosts(
   const random = seededRandom(seed);
   const plain = await model.createContext({ contextTokens: longest(documents), microBatchTokens: 512 });
   const queries = new Map<number, Float32Array>();
-  const watched = await model.createContext({ contextTokens: longest(documents), tap: queryTap(queries) });
+  const residuals = { energies: new Float64Array(layers), counts: new Float64Array(layers) };
+  const tap = queryTap(queries, residuals);
+  const watched = await model.createContext({ contextTokens: longest(documents), tap });
   try {
     for (const [index, document] of documents.entries()) {
       plain.clear();
-      await plain.decode(document.prefix, { logits: 'none' });
+      await plain.decode(document.prefix, { logits: 'none', signal });
       watched.clear();
       const prefix = plain.getState();
       watched.setState(prefix);
       queries.clear();
-      await watched.decode(document.continuation, { logits: 'none' });
+      await watched.decode(document.continuation, { logits: 'none', signal });
       const view = parseState(watched.getState());
       const range = { startToken: sinks, endToken: document.prefix.length - window };
       const scores: Record<StreamKind, Float32Array> = {
@@ -131,18 +145,28 @@ export async function attentionCosts(
     headDim: dim,
     blocks: Float32Array.from(sums[stream]),
   });
-  return { metrics: { key: metrics('key'), value: metrics('value') }, importance };
+  return {
+    metrics: { key: metrics('key'), value: metrics('value') },
+    importance,
+    residualEnergy: meanResiduals(residuals),
+  };
 }
 
 function longest(documents: readonly ProbeDocument[]): number {
   return documents.reduce((most, { prefix, continuation }) => Math.max(most, prefix.length + continuation.length), 0);
 }
 
-/** Keeps every layer's rotated queries of the last decode, in order of tokens. */
-function queryTap(queries: Map<number, Float32Array>): TensorTap {
+/** Keeps every layer's rotated queries of the last decode, in order of tokens, and sums the residual stream's energy. */
+function queryTap(queries: Map<number, Float32Array>, residuals: ResidualSums): TensorTap {
   return {
-    wants: (name, operation) => operation === 'ROPE' && name.startsWith('Qcur-'),
-    take: ({ name, values }) => {
+    wants: (name, operation) => (operation === 'ROPE' && name.startsWith('Qcur-')) || name.startsWith(RESIDUAL_NAME),
+    take: ({ name, dims, values }) => {
+      if (name.startsWith(RESIDUAL_NAME)) {
+        const layer = Number(name.slice(RESIDUAL_NAME.length));
+        for (const value of values) residuals.energies[layer]! += value * value;
+        residuals.counts[layer]! += values.length / (dims[0] ?? 1);
+        return;
+      }
       const layer = Number(name.slice('Qcur-'.length));
       const before = queries.get(layer) ?? new Float32Array(0);
       const all = new Float32Array(before.length + values.length);
@@ -151,6 +175,14 @@ function queryTap(queries: Map<number, Float32Array>): TensorTap {
       queries.set(layer, all);
     },
   };
+}
+
+/** The engine drops rows without logits in the last layer; a layer not seen is taken as the one before. */
+function meanResiduals({ energies, counts }: ResidualSums): Float64Array {
+  let last = NaN;
+  const means = energies.map((energy, layer) => (last = counts[layer]! > 0 ? energy / counts[layer]! : last));
+  if (means.every(Number.isFinite)) return means;
+  throw new KvtcError('KVTC_MODEL_UNSUPPORTED', `the engine's graph has no tensors ${RESIDUAL_NAME}N`);
 }
 
 function layerQueries(
