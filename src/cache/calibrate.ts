@@ -12,6 +12,7 @@ import { CALIBRATION_DEFAULTS, calibrateDocuments } from '../calibration/calibra
 import type { DocumentRows } from '../calibration/collect.ts';
 import type { TextGroup } from '../calibration/sample.ts';
 import { sampleDocuments } from '../calibration/sample.ts';
+import { readSensitivity } from '../calibration/sensitivity-file.ts';
 import type { LlamaContext, LlamaModel } from '../engines/llama/session.ts';
 import { openModel } from '../engines/llama/session.ts';
 import { gatherRows, parseState, rowBytesOf } from '../engines/llama/state.ts';
@@ -31,6 +32,12 @@ export interface CalibrateModelOptions extends RunOptions {
   readonly tokens?: number | undefined;
   /** Tokens of one document: the positions the rows come from. */
   readonly documentTokens?: number | undefined;
+  /** Which codec the profile is for; default the paper's. */
+  readonly codec?: 'paper' | 'wtc' | undefined;
+  /** wtc: a sensitivity file of this model (docs/format/sensitivity.md). */
+  readonly sensitivity?: string | undefined;
+  /** wtc: how far predicted importances of tokens move their steps (default 0.3; 0 for not at all). */
+  readonly exponent?: number | undefined;
   readonly rank?: number | undefined;
   readonly ratios?: readonly number[] | undefined;
   readonly seed?: number | undefined;
@@ -55,7 +62,7 @@ export interface ModelCalibration extends CalibrationResult {
  * Learns a profile of a model from texts and writes it (safetensors, docs/format/profile.md). Model weights stay
  * untouched. Interrupted runs resume when called again with the same texts and settings.
  * Events: phases `moments`, `held-out`, `basis`, `plan`.
- * Throws KVTC_CALIBRATION_TEXT_SHORT, KVTC_OPTION_INVALID, KVTC_MODEL_UNSUPPORTED, KVTC_ENGINE_*, KVTC_ROWS_NOT_FINITE,
+ * Throws KVTC_CALIBRATION_TEXT_SHORT, KVTC_OPTION_INVALID, KVTC_SENSITIVITY_MALFORMED, KVTC_MODEL_UNSUPPORTED, KVTC_ENGINE_*, KVTC_ROWS_NOT_FINITE,
  * KVTC_MOMENTS_MISMATCH, KVTC_WRITE_FAILED, KVTC_ABORTED. Source: paper §3.1-3.2, B.1.
  */
 export async function calibrate(options: CalibrateModelOptions): Promise<ModelCalibration> {
@@ -77,9 +84,14 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
       });
     }
   }
+  if (options.codec !== 'wtc' && (options.sensitivity !== undefined || options.exponent !== undefined)) {
+    throw new KvtcError('KVTC_OPTION_INVALID', 'sensitivity and exponent are for the codec wtc');
+  }
   const model = await openModel(options.model, { threads: options.threads, signal });
   const backend = openGgmlBackend({ threads: options.threads });
   try {
+    const sensitivity =
+      options.sensitivity === undefined ? undefined : await readSensitivity(options.sensitivity, model.identity);
     const documents = sampleDocuments(options.texts, {
       tokens,
       documentTokens,
@@ -90,7 +102,8 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
     const found = documents.reduce((sum, document) => sum + document.tokens.length, 0);
     if (found < tokens)
       onEvent?.({ type: 'warning', message: `the texts give ${found} of the ${tokens} tokens asked for` });
-    const context = await model.createContext({ contextTokens: documentTokens, batchTokens: documentTokens });
+    const contextTokens = Math.max(documentTokens, sensitivity?.importance?.documentTokens ?? 0);
+    const context = await model.createContext({ contextTokens, batchTokens: documentTokens });
     let prefillMs = 0;
     try {
       const result = await calibrateDocuments({
@@ -106,6 +119,9 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
         backend,
         output: options.output,
         producer: PRODUCER,
+        codec: options.codec === 'wtc' ? 'wtc' : 'kvtc-paper',
+        sensitivity,
+        exponent: options.exponent,
         rank: options.rank,
         ratios: options.ratios,
         seed,

@@ -7,7 +7,7 @@ import { STREAMS } from '../base/geometry.ts';
 import { predictTokenClasses } from '../calibration/token-steps.ts';
 import { SCALE_INDEX_LIMIT, TOKEN_CLASSES, TOKEN_CLASS_MIN, stepIndexOf } from '../codec/wtc/classes.ts';
 import type { WtcParameters, WtcPlan } from '../codec/wtc/plan.ts';
-import { createWtcPlan, fileWtcParameters, parseWtcParameters, rankNeeded } from '../codec/wtc/plan.ts';
+import { RANK_STEP, createWtcPlan, fileWtcParameters, parseWtcParameters, rankNeeded } from '../codec/wtc/plan.ts';
 import { WTC_CODEC_ID, decodeWtcChunk, encodeWtcChunk } from '../codec/wtc/wtc-codec.ts';
 import type { ContainerHeader } from '../container/types.ts';
 import type { StepPoint, WtcProfile } from '../profile/profile.ts';
@@ -94,10 +94,13 @@ export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): C
     step === undefined ? settingAtRatio(profile, options.ratio ?? DEFAULT_RATIO) : settingAtStep(profile, step);
   const finer = windowMode === 'finer' ? window : 0;
   const predictor = setting.exponent > 0 ? profile.predictor : null;
+  const least = predictor === null ? 0 : RANK_STEP * Math.ceil(predictor.components / RANK_STEP);
   const parameters = (lowestClass: number): WtcParameters => {
     const stream = (name: StreamKind): WtcParameters['key'] => {
       const { stepIndex, cut } = setting[name];
-      return { stepIndex, cut, rank: rankNeeded(profile.tables[name].scales, stepIndex, cut, lowestClass) };
+      const rank = rankNeeded(profile.tables[name].scales, stepIndex, cut, lowestClass);
+      // The predictor looks at its components even where they are not coded.
+      return { stepIndex, cut, rank: Math.max(rank, least) };
     };
     return { key: stream('key'), value: stream('value') };
   };

@@ -7,21 +7,21 @@ import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
 import type { StreamKind } from '../base/geometry.ts';
-import { STREAMS, layerWidth, streamWidth } from '../base/geometry.ts';
-import { seededRandom } from '../base/random.ts';
-import { allocateBits, planBits, ratioBudgetBits } from '../codec/paper/allocation.ts';
-import { measureErrors } from '../codec/paper/error-tables.ts';
-import type { PaperPlan } from '../codec/paper/plan.ts';
 import { RANK_STEP } from '../codec/paper/plan.ts';
 import type { Backend } from '../linalg/backend.ts';
-import type { ModelIdentity, RatioPlans, StreamBasis } from '../profile/profile.ts';
+import type { ModelIdentity, RatioPlans, StepPoint } from '../profile/profile.ts';
+import type { ProfileContents } from '../profile/write-profile.ts';
 import { writeProfile } from '../profile/write-profile.ts';
-import type { FittedBasis } from './basis.ts';
-import { fitBasis } from './basis.ts';
+import { writeWtcProfile } from '../profile/write-wtc.ts';
 import type { Collected, RowSource } from './collect.ts';
 import { collectMoments } from './collect.ts';
-import { fitLayerGroups } from './layer-groups.ts';
+import type { PlannedStream } from './fit-paper.ts';
+import { fitPaperStream } from './fit-paper.ts';
+import { fitWtc } from './fit-wtc.ts';
+import type { HeldOutRows } from './held-out.ts';
+import { collectHeldOut, splitDocuments } from './held-out.ts';
 import type { TokenDocument } from './sample.ts';
+import type { Sensitivity } from './sensitivity-file.ts';
 
 /** Rank 2 048 serves 16x and above at p ≤ 7 168; 8x wants about 0.55 p. Sinks as the paper (§3.1). */
 export const CALIBRATION_DEFAULTS = {
@@ -29,10 +29,6 @@ export const CALIBRATION_DEFAULTS = {
   ratios: [8, 16, 32, 64],
   sinks: 4,
   seed: 7,
-  /** Rows that plan the bits, never part of the moments. */
-  heldOutRows: 2048,
-  /** Share of the documents the held-out rows are drawn from. */
-  heldOutShare: 1 / 12,
 } as const;
 
 export interface CalibrateOptions extends RunOptions {
@@ -43,6 +39,12 @@ export interface CalibrateOptions extends RunOptions {
   /** The profile to write. */
   readonly output: string;
   readonly producer: string;
+  /** Which codec the profile is for; default the paper's. */
+  readonly codec?: 'kvtc-paper' | 'wtc' | undefined;
+  /** wtc: what the output loses by errors; without it all values count alike. */
+  readonly sensitivity?: Sensitivity | undefined;
+  /** wtc: how far predicted importances move a token's step (default 0.3; 0 for not at all). */
+  readonly exponent?: number | undefined;
   readonly rank?: number | undefined;
   readonly ratios?: readonly number[] | undefined;
   readonly seed?: number | undefined;
@@ -67,7 +69,12 @@ export interface CalibrationResult {
   readonly rows: number;
   readonly heldOutRows: number;
   readonly rank: Readonly<Record<StreamKind, number>>;
+  /** Of the paper's codec. */
   readonly plans: readonly RatioPlans[];
+  /** Of wtc. */
+  readonly steps: readonly StepPoint[];
+  /** Share of the variance of tokens' log2 importance that is predicted on held-out tokens; null without a predictor. */
+  readonly predicted: Readonly<Record<StreamKind, number>> | null;
   /** Wall time by phase; `collectMs` contains the engine's prefill. */
   readonly elapsedMs: { readonly collect: number; readonly basis: number; readonly plan: number };
 }
@@ -103,10 +110,11 @@ export async function calibrateDocuments(options: CalibrateOptions): Promise<Cal
     signal,
     onEvent,
   });
-  const partial = { profileId: null, path: workDirectory, heldOutRows: 0, rank: { key: 0, value: 0 }, plans: [] };
+  const partial = { profileId: null, path: workDirectory, heldOutRows: 0, rank: { key: 0, value: 0 } };
+  const nothing = { plans: [], steps: [], predicted: null };
   if (options.part !== undefined && options.part.count > 1) {
     const elapsedMs = { collect: performance.now() - startedMs, basis: 0, plan: 0 };
-    return { ...partial, rows: collected.moments.key.rows, elapsedMs };
+    return { ...partial, ...nothing, rows: collected.moments.key.rows, elapsedMs };
   }
   const held = await collectHeldOut(options, heldOut, setting.seed);
   const rows = collected.moments.key.rows;
@@ -118,226 +126,86 @@ export async function calibrateDocuments(options: CalibrateOptions): Promise<Cal
     );
   }
   const collectMs = performance.now() - startedMs;
-  const fits: Partial<Record<StreamKind, StreamFit>> = {};
-  for (const stream of STREAMS) {
-    fits[stream] = await fitStream(stream, collected, held, setting, options);
-  }
-  const { key: keyFit, value: valueFit } = fits as Record<StreamKind, StreamFit>;
-  throwIfAborted(signal);
-  const plans = setting.ratios.map((ratio, index) => ({
-    ratio,
-    key: (keyFit.plans[index] as PlannedStream).plan,
-    value: (valueFit.plans[index] as PlannedStream).plan,
-    keyError: (keyFit.plans[index] as PlannedStream).error,
-    valueError: (valueFit.plans[index] as PlannedStream).error,
-  }));
-  const profileId = await writeProfile(output, {
-    model,
-    streams: { key: keyFit.basis, value: valueFit.basis },
-    plans,
-    provenance: {
-      seed: setting.seed,
-      rows,
-      heldOutRows: held.rowCount,
-      sinks: setting.sinks,
-      documents: documents.map(({ source, sha256, tokens }) => ({
-        source: source.slice(0, 4096),
-        sha256,
-        tokens: tokens.length,
-      })),
-      producer: options.producer,
-    },
-    quality: [],
-  });
-  if (options.keepWork !== true) await rm(workDirectory, { recursive: true, force: true });
-  onEvent?.({ type: 'progress', phase: 'plan', done: 2, total: 2, unit: 'streams' });
-  return {
-    profileId,
-    path: output,
+  const provenance = {
+    seed: setting.seed,
     rows,
     heldOutRows: held.rowCount,
-    rank: { key: keyFit.basis.basis.rows, value: valueFit.basis.basis.rows },
-    plans,
-    elapsedMs: { collect: collectMs, basis: keyFit.basisMs + valueFit.basisMs, plan: keyFit.planMs + valueFit.planMs },
+    sinks: setting.sinks,
+    documents: documents.map(({ source, sha256, tokens }) => ({
+      source: source.slice(0, 4096),
+      sha256,
+      tokens: tokens.length,
+    })),
+    producer: options.producer,
   };
+  const common = { model, provenance, quality: [] };
+  const fit = options.codec === 'wtc' ? writeWtc : writePaper;
+  const written = await fit(common, collected, held, setting, options);
+  if (options.keepWork !== true) await rm(workDirectory, { recursive: true, force: true });
+  onEvent?.({ type: 'progress', phase: 'plan', done: 2, total: 2, unit: 'streams' });
+  const { basisMs, planMs, ...rest } = written;
+  const elapsedMs = { collect: collectMs, basis: basisMs, plan: planMs };
+  return { ...rest, path: output, rows, heldOutRows: held.rowCount, elapsedMs };
 }
 
-interface PlannedStream {
-  readonly plan: PaperPlan;
-  readonly error: number;
-}
-
-interface StreamFit {
-  readonly basis: StreamBasis;
-  readonly plans: readonly PlannedStream[];
+type Common = Pick<ProfileContents, 'model' | 'provenance' | 'quality'>;
+type Written = Pick<CalibrationResult, 'profileId' | 'rank' | 'plans' | 'steps' | 'predicted'> & {
   readonly basisMs: number;
   readonly planMs: number;
+};
+interface Setting {
+  readonly rank: number;
+  readonly ratios: readonly number[];
+  readonly seed: number;
 }
 
-interface HeldOutRows {
-  readonly rowCount: number;
-  readonly key: Float32Array;
-  readonly value: Float32Array;
-}
-
-async function fitStream(
-  stream: StreamKind,
-  collected: Collected,
+async function writePaper(
+  common: Common,
+  { moments }: Collected,
   held: HeldOutRows,
-  setting: { readonly rank: number; readonly ratios: readonly number[]; readonly seed: number },
-  { backend, signal, onEvent, layersPerBasis, model }: CalibrateOptions,
-): Promise<StreamFit> {
-  const startedMs = performance.now();
-  const moments = collected.moments[stream];
-  const basisOptions = { rank: setting.rank, seed: setting.seed, backend, signal, onEvent };
-  const fitted = await (layersPerBasis === undefined
-    ? fitBasis(moments, basisOptions)
-    : fitLayerGroups(moments, layersPerBasis * layerWidth(model.geometry, stream), basisOptions));
-  const basisMs = performance.now() - startedMs;
-  // Few rows or narrow models can leave a ragged rank; groups start at multiples of 16 (R4).
-  const rank = fitted.rank - (fitted.rank % RANK_STEP);
-  if (rank === 0) {
-    throw new KvtcError(
-      'KVTC_CALIBRATION_TEXT_SHORT',
-      `the ${stream} rows span ${fitted.rank} directions; at least ${RANK_STEP} are needed`,
-      { stream, rank: fitted.rank },
-    );
-  }
-  const { coefficients, outsideEnergy } = await projectHeldOut(held, stream, fitted, rank, backend);
-  const tables = measureErrors(coefficients, held.rowCount, rank, { outsideEnergy });
-  const width = fitted.mean.length;
-  const largestBudget = ratioBudgetBits(width, Math.min(...setting.ratios));
-  const allocation = allocateBits(tables, largestBudget);
-  const plans = setting.ratios.map((ratio) => {
-    const { plan, relativeError } = planBits(allocation, ratioBudgetBits(width, ratio));
-    return { plan, error: relativeError };
-  });
-  onEvent?.({ type: 'progress', phase: 'plan', done: stream === 'key' ? 1 : 2, total: 2, unit: 'streams' });
-  const basis: StreamBasis = {
-    mean: fitted.mean,
-    variances: fitted.variances.slice(0, rank),
-    basis: {
-      rows: rank,
-      columns: width,
-      read: (start, end, out) => {
-        out.set(fitted.basis.subarray(start * width, end * width));
-        return Promise.resolve();
-      },
-    },
-  };
-  return { basis, plans, basisMs, planMs: performance.now() - startedMs - basisMs };
-}
-
-/** Coefficients f32[rows, rank] of the held-out rows, and the mean energy per row that the basis does not reach. */
-async function projectHeldOut(
-  held: HeldOutRows,
-  stream: StreamKind,
-  { mean, basis }: FittedBasis,
-  rank: number,
-  backend: Backend,
-): Promise<{ coefficients: Float32Array; outsideEnergy: number }> {
-  const width = mean.length;
-  const centred = held[stream].slice();
-  let energy = 0;
-  for (let r = 0, at = 0; r < held.rowCount; r++) {
-    for (let c = 0; c < width; c++, at++) {
-      const value = (centred[at] as number) - (mean[c] as number);
-      centred[at] = value;
-      energy += value * value;
-    }
-  }
-  const matrix = await backend.prepareMatrix(
-    {
-      rows: rank,
-      columns: width,
-      read: (start, end, out) => {
-        out.set(basis.subarray(start * width, end * width));
-        return Promise.resolve();
-      },
-    },
-    'f32',
-  );
-  const coefficients = new Float32Array(held.rowCount * rank);
-  try {
-    await matrix.multiply(centred, held.rowCount, coefficients);
-  } finally {
-    matrix.close();
-  }
-  let inside = 0;
-  for (const value of coefficients) inside += value * value;
-  return { coefficients, outsideEnergy: Math.max(0, (energy - inside) / held.rowCount) };
-}
-
-/** Rows spread evenly over the held-out documents, at most heldOutRows in all. */
-async function collectHeldOut(
+  setting: Setting,
   options: CalibrateOptions,
-  documents: readonly TokenDocument[],
-  seed: number,
-): Promise<HeldOutRows> {
-  const { geometry } = options.model;
-  const widths = { key: streamWidth(geometry, 'key'), value: streamWidth(geometry, 'value') };
-  const perDocument = Math.ceil(CALIBRATION_DEFAULTS.heldOutRows / documents.length);
-  const taken: { rowCount: number; key: Float32Array; value: Float32Array }[] = [];
-  for (const [index, document] of documents.entries()) {
-    throwIfAborted(options.signal);
-    const rows = await options.rows(document, options);
-    const count = Math.min(perDocument, rows.rowCount);
-    const random = seededRandom(seed + index);
-    const chosen = Array.from({ length: count }, (_, i) =>
-      Math.min(rows.rowCount - 1, Math.floor(((i + random.uniform()) * rows.rowCount) / count)),
-    );
-    const pick = (stream: StreamKind): Float32Array => {
-      const width = widths[stream];
-      const out = new Float32Array(count * width);
-      for (const [to, from] of chosen.entries())
-        out.set(rows[stream].subarray(from * width, (from + 1) * width), to * width);
-      return out;
-    };
-    taken.push({ rowCount: count, key: pick('key'), value: pick('value') });
-    options.onEvent?.({
-      type: 'progress',
-      phase: 'held-out',
-      done: index + 1,
-      total: documents.length,
-      unit: 'documents',
-    });
-  }
-  const rowCount = taken.reduce((sum, part) => sum + part.rowCount, 0);
-  const join = (stream: StreamKind): Float32Array => {
-    const out = new Float32Array(rowCount * widths[stream]);
-    let at = 0;
-    for (const part of taken) {
-      out.set(part[stream], at);
-      at += part[stream].length;
-    }
-    return out;
+): Promise<Written> {
+  const key = await fitPaperStream('key', moments.key, held, setting, options);
+  const value = await fitPaperStream('value', moments.value, held, setting, options);
+  throwIfAborted(options.signal);
+  const plans = setting.ratios.map((ratio, index) => {
+    const [ofKeys, ofValues] = [key.plans[index] as PlannedStream, value.plans[index] as PlannedStream];
+    const errors = { keyError: ofKeys.error, valueError: ofValues.error };
+    return { ratio, key: ofKeys.plan, value: ofValues.plan, ...errors };
+  });
+  const streams = { key: key.basis, value: value.basis };
+  return {
+    profileId: await writeProfile(options.output, { ...common, streams, plans }),
+    rank: { key: key.basis.basis.rows, value: value.basis.basis.rows },
+    plans,
+    steps: [],
+    predicted: null,
+    basisMs: key.basisMs + value.basisMs,
+    planMs: key.planMs + value.planMs,
   };
-  return { rowCount, key: join('key'), value: join('value') };
 }
 
-function splitDocuments(documents: readonly TokenDocument[]): { fitting: TokenDocument[]; heldOut: TokenDocument[] } {
-  if (documents.length < 2) {
-    throw new KvtcError(
-      'KVTC_CALIBRATION_TEXT_SHORT',
-      `a calibration needs at least two documents, one of them held out; the texts give ${documents.length}`,
-      { documents: documents.length },
-    );
-  }
-  const heldCount = Math.max(
-    1,
-    Math.min(documents.length - 1, Math.round(documents.length * CALIBRATION_DEFAULTS.heldOutShare)),
-  );
-  // The last of the long documents: sampling leaves short remainders at the end, whose few positions are not typical.
-  // The first document fixes the moments' frame, so it is never held out.
-  const held = new Set(
-    documents
-      .slice(1)
-      .toSorted((a, b) => b.tokens.length - a.tokens.length || documents.indexOf(b) - documents.indexOf(a))
-      .slice(0, heldCount),
-  );
+async function writeWtc(
+  common: Common,
+  { moments }: Collected,
+  held: HeldOutRows,
+  setting: Setting,
+  options: CalibrateOptions,
+): Promise<Written> {
+  const { streams, steps, predictor, predicted, basisMs, planMs } = await fitWtc(moments, held, {
+    ...options,
+    ...setting,
+  });
+  throwIfAborted(options.signal);
   return {
-    fitting: documents.filter((document) => !held.has(document)),
-    heldOut: documents.filter((document) => held.has(document)),
+    profileId: await writeWtcProfile(options.output, { ...common, streams, steps, predictor }),
+    rank: { key: streams.key.scales.length, value: streams.value.scales.length },
+    plans: [],
+    steps,
+    predicted,
+    basisMs,
+    planMs,
   };
 }
 

@@ -2,7 +2,7 @@
 
 import { KvtcError } from '../../base/errors.ts';
 import type { ModelCalibration } from '../../cache/calibrate.ts';
-import { formatCount, formatDuration, formatPercent, table } from '../format.ts';
+import { formatCount, formatDuration, formatPercent, formatRatio, table } from '../format.ts';
 import type { Verb } from '../verb.ts';
 import { MODEL_POSITIONAL, TEXT_OPTION } from './options.ts';
 
@@ -16,7 +16,9 @@ export const verb: Verb = {
       tokens: { value: 'N', fallback: '20000', help: 'tokens to calibrate on' },
       rank: { value: 'R', fallback: '2048', help: 'components kept at most' },
       seed: { value: 'S', fallback: '7', help: 'chooses texts and rows; the same seed gives the same profile' },
-      ratios: { value: 'LIST', fallback: '8,16,32,64', help: 'ratios to plan for' },
+      ratios: { value: 'LIST', fallback: '8,16,32,64', help: 'paper: ratios to plan for' },
+      codec: { value: 'paper|wtc', fallback: 'paper', help: 'which codec the profile is for' },
+      sensitivity: { value: 'FILE', help: 'wtc: what errors of each head cost the output' },
       part: { value: 'I/N', help: 'collect the I-th of N shares only and stop: PROFILE.work is the result' },
       parts: { value: 'DIR', many: true, help: 'shares collected elsewhere, with the same other arguments' },
     },
@@ -36,6 +38,8 @@ export const verb: Verb = {
       rank: args.integer('rank', 1),
       seed: args.integer('seed', 0),
       ratios: args.positives('ratios'),
+      codec: args.choice('codec', ['paper', 'wtc']),
+      sensitivity: args.text('sensitivity'),
       part: parsePart(args.text('part')),
       parts: args.has('parts') ? args.texts('parts') : undefined,
     };
@@ -77,6 +81,12 @@ function calibrationText(result: ModelCalibration): string {
     formatPercent(plan.keyError),
     formatPercent(plan.valueError),
   ]);
+  const steps = result.steps.map((point) => [
+    formatRatio(point.ratio),
+    (2 ** (point.key.stepIndex / 256)).toPrecision(3),
+    `${point.key.rank}`,
+    `${point.value.rank}`,
+  ]);
   const right = 'right' as const;
   return [
     `${result.path}: profile ${result.profileId.slice(0, 12)}, rank ${rank.key} for keys, ${rank.value} for values`,
@@ -84,6 +94,12 @@ function calibrationText(result: ModelCalibration): string {
       `prefill ${formatDuration(prefillMs)}, moments ${formatDuration(elapsedMs.collect - prefillMs)}, ` +
       `bases ${formatDuration(elapsedMs.basis)}, plans ${formatDuration(elapsedMs.plan)}`,
     '',
-    table(plans, [right, right, right, right, right], ['plan', 'key rank', 'value rank', 'key error', 'value error']),
+    plans.length > 0
+      ? table(
+          plans,
+          [right, right, right, right, right],
+          ['plan', 'key rank', 'value rank', 'key error', 'value error'],
+        )
+      : table(steps, [right, right, right, right], ['ratio', 'step', 'key rank', 'value rank']),
   ].join('\n');
 }

@@ -1,0 +1,231 @@
+// Moments, held-out rows and, where known, sensitivities → what a wtc profile holds: weighted bases, scales, tables,
+// token predictor, measured steps. Does not know: where rows come from, files. Source: evidence.md section 2.
+
+import { createHash } from 'node:crypto';
+import { KvtcError } from '../base/errors.ts';
+import type { RunOptions } from '../base/events.ts';
+import { throwIfAborted } from '../base/events.ts';
+import type { StreamKind } from '../base/geometry.ts';
+import { STREAMS } from '../base/geometry.ts';
+import { RANK_STEP } from '../codec/paper/plan.ts';
+import { SCALE_UNITS, scaleIndices } from '../codec/wtc/classes.ts';
+import { trainTables } from '../codec/wtc/train.ts';
+import type { Backend } from '../linalg/backend.ts';
+import { denseMatrix } from '../linalg/dense.ts';
+import type { StepPoint, TokenPredictor } from '../profile/profile.ts';
+import type { WtcStream } from '../profile/write-wtc.ts';
+import { fitBasis } from './basis.ts';
+import type { RowSource } from './collect.ts';
+import type { HeldOutRows } from './held-out.ts';
+import { projectRows } from './held-out.ts';
+import { measureSteps } from './measure-steps.ts';
+import type { Moments } from './moments.ts';
+import type { HeadMetrics, Sensitivity, TokenImportance } from './sensitivity-file.ts';
+import { PREDICTOR_COMPONENTS, fitTokenPredictor } from './token-steps.ts';
+import { fitWeightedBasis } from './weighted-basis.ts';
+
+/** More exponent predicts better and copies worse; 0.3 is best for both (evidence.md 2). */
+const DEFAULT_EXPONENT = 0.3;
+
+/** Tables are trained at steps half an octave apart. */
+const TRAINING_STRIDE = SCALE_UNITS / 2;
+
+/** Finest trained step: so many octaves below the last component's deviation, which then takes about 4 bits. */
+const TRAINING_OCTAVES = 4;
+
+export interface WtcFitOptions extends RunOptions {
+  readonly rank: number;
+  readonly seed: number;
+  readonly backend: Backend;
+  readonly rows: RowSource;
+  readonly sinks?: number | undefined;
+  readonly sensitivity?: Sensitivity | undefined;
+  readonly exponent?: number | undefined;
+}
+
+export interface WtcFit {
+  readonly streams: Readonly<Record<StreamKind, WtcStream>>;
+  readonly steps: readonly StepPoint[];
+  readonly predictor: TokenPredictor | null;
+  /** See CalibrationResult. */
+  readonly predicted: Readonly<Record<StreamKind, number>> | null;
+  readonly basisMs: number;
+  readonly planMs: number;
+}
+
+/** One stream after its basis is fitted. */
+interface FittedStream {
+  readonly mean: Float32Array;
+  /** f32[rank, p] */
+  readonly analysis: Float32Array;
+  readonly synthesis: Float32Array;
+  /** f32[rank] */
+  readonly deviations: Float32Array;
+  readonly scales: Int16Array;
+  readonly totalEnergy: number;
+}
+
+/**
+ * Fits all parts. Without sensitivities values' steps stand to keys' as the streams' deviations, and all tokens are coded
+ * alike. Throws KVTC_CALIBRATION_TEXT_SHORT, KVTC_SENSITIVITY_MALFORMED, KVTC_ABORTED.
+ */
+export async function fitWtc(
+  moments: Readonly<Record<StreamKind, Moments>>,
+  held: HeldOutRows,
+  options: WtcFitOptions,
+): Promise<WtcFit> {
+  const { backend, sensitivity, signal, onEvent } = options;
+  const startedMs = performance.now();
+  const metrics = sensitivity === undefined ? null : normalised(sensitivity.metrics);
+  const fitted = {
+    key: await fitStream('key', moments.key, metrics?.key ?? null, options),
+    value: await fitStream('value', moments.value, metrics?.value ?? null, options),
+  };
+  const basisMs = performance.now() - startedMs;
+  const importance = sensitivity?.importance ?? null;
+  const exponent = importance === null ? 0 : (options.exponent ?? DEFAULT_EXPONENT);
+  const fit = importance === null || exponent === 0 ? null : await fitPredictor(importance, fitted, options);
+  const coefficients: Partial<Record<StreamKind, Float32Array>> = {};
+  const streams: Partial<Record<StreamKind, WtcStream>> = {};
+  for (const [index, stream] of STREAMS.entries()) {
+    throwIfAborted(signal);
+    const { mean, analysis, synthesis, scales } = fitted[stream];
+    const rank = scales.length;
+    const width = mean.length;
+    const projected = await projectRows(held[stream], held.rowCount, mean, analysis, rank, backend);
+    coefficients[stream] = projected.coefficients;
+    const training = { coefficients: projected.coefficients, tokenCount: held.rowCount, rank };
+    streams[stream] = {
+      mean,
+      scales,
+      family: trainTables(training, scales, trainingSteps(scales)),
+      analysis: analysis === synthesis ? null : denseMatrix(analysis, rank, width),
+      synthesis: denseMatrix(synthesis, rank, width),
+    };
+    onEvent?.({ type: 'progress', phase: 'plan', done: index + 1, total: 2, unit: 'streams' });
+  }
+  const { key, value } = streams as Record<StreamKind, WtcStream>;
+  const energies = fitted.value.totalEnergy / Math.max(fitted.key.totalEnergy, Number.MIN_VALUE);
+  const steps = measureSteps({
+    tables: { key, value },
+    widths: { key: key.mean.length, value: value.mean.length },
+    coefficients: { tokens: held.rowCount, ...(coefficients as Record<StreamKind, Float32Array>) },
+    valueOffset: metrics === null && energies > 0 ? Math.round((SCALE_UNITS / 2) * Math.log2(energies)) : 0,
+    predictor: fit?.predictor ?? null,
+    exponent: fit === null ? 0 : exponent,
+    signal,
+  });
+  return {
+    streams: { key, value },
+    steps,
+    predictor: fit?.predictor ?? null,
+    predicted: fit?.r2 ?? null,
+    basisMs,
+    planMs: performance.now() - startedMs - basisMs,
+  };
+}
+
+async function fitStream(
+  stream: StreamKind,
+  moments: Moments,
+  metrics: HeadMetrics | null,
+  options: WtcFitOptions,
+): Promise<FittedStream> {
+  const { backend, seed, signal, onEvent } = options;
+  const run = { backend, seed, signal, onEvent, rank: options.rank };
+  const found =
+    metrics === null
+      ? await fitBasis(moments, run).then((plain) => ({ ...plain, analysis: plain.basis, synthesis: plain.basis }))
+      : await fitWeightedBasis(moments, metrics, run);
+  const rank = found.rank - (found.rank % RANK_STEP);
+  if (rank === 0) {
+    throw new KvtcError(
+      'KVTC_CALIBRATION_TEXT_SHORT',
+      `the ${stream} rows span ${found.rank} directions; at least ${RANK_STEP} are needed`,
+      { stream, rank: found.rank },
+    );
+  }
+  const deviations = Float32Array.from(found.variances.subarray(0, rank), Math.sqrt);
+  const { mean, analysis, synthesis, totalEnergy } = found;
+  return { mean, analysis, synthesis, deviations, scales: scaleIndices(deviations), totalEnergy };
+}
+
+/**
+ * Metrics of both streams over one number, so that matrices hold values of moderate size: only proportions matter, and
+ * those between keys and values are kept. Throws KVTC_SENSITIVITY_MALFORMED when a stream's are all zero.
+ */
+function normalised(metrics: Sensitivity['metrics']): Sensitivity['metrics'] {
+  const size = (stream: StreamKind): number => {
+    const { heads, headDim, blocks } = metrics[stream];
+    let sum = 0;
+    for (let d = 0; d < heads * headDim; d++) sum += blocks[d * headDim + (d % headDim)]!;
+    if (!(sum > 0)) throw new KvtcError('KVTC_SENSITIVITY_MALFORMED', `all ${stream} metrics are zero`, { stream });
+    return sum / (heads * headDim);
+  };
+  const scale = 1 / Math.sqrt(size('key') * size('value'));
+  const scaled = (stream: StreamKind): HeadMetrics => ({
+    ...metrics[stream],
+    blocks: metrics[stream].blocks.map((value) => value * scale),
+  });
+  return { key: scaled('key'), value: scaled('value') };
+}
+
+/** From where only the first components are coded to where the last takes about 4 bits. */
+function trainingSteps(scales: Int16Array): number[] {
+  const first = scales[0]!;
+  const last = scales.at(-1)! - TRAINING_OCTAVES * SCALE_UNITS;
+  const steps: number[] = [];
+  for (let stepIndex = first; stepIndex >= last; stepIndex -= TRAINING_STRIDE) steps.push(stepIndex);
+  return steps;
+}
+
+/** Runs the documents whose tokens' importances were measured, and learns to predict these. */
+async function fitPredictor(
+  importance: TokenImportance,
+  fitted: Readonly<Record<StreamKind, FittedStream>>,
+  { backend, rows, sinks = 0, signal, onEvent }: WtcFitOptions,
+): Promise<Awaited<ReturnType<typeof fitTokenPredictor>>> {
+  const rank = Math.min(PREDICTOR_COMPONENTS, fitted.key.scales.length, fitted.value.scales.length);
+  const { documents, documentTokens } = importance;
+  const parts: Record<StreamKind, Float32Array[]> = { key: [], value: [] };
+  const targets: Record<StreamKind, Float32Array[]> = { key: [], value: [] };
+  for (let d = 0; d < documents; d++) {
+    throwIfAborted(signal);
+    const first = d * documentTokens;
+    let end = first + documentTokens;
+    while (end > first && Number.isNaN(importance.key[end - 1]) && Number.isNaN(importance.value[end - 1])) end--;
+    if (end - first <= sinks) continue;
+    const tokens = importance.tokens.slice(first, end);
+    const sha256 = createHash('sha256').update(new Uint8Array(tokens.buffer)).digest('hex');
+    const found = await rows({ group: 'importance', source: `importance ${d}`, tokens, sha256 }, { signal, onEvent });
+    for (const stream of STREAMS) {
+      const { mean, analysis } = fitted[stream];
+      const leading = analysis.subarray(0, rank * mean.length);
+      const { coefficients } = await projectRows(found[stream], found.rowCount, mean, leading, rank, backend);
+      parts[stream].push(coefficients);
+      targets[stream].push(importance[stream].subarray(end - found.rowCount, end));
+    }
+    onEvent?.({ type: 'progress', phase: 'importance', done: d + 1, total: documents, unit: 'documents' });
+  }
+  const tokens = targets.key.reduce((sum, part) => sum + part.length, 0);
+  const deviations = {
+    key: fitted.key.deviations.subarray(0, rank),
+    value: fitted.value.deviations.subarray(0, rank),
+  };
+  return fitTokenPredictor(
+    { tokens, key: joined(parts.key), value: joined(parts.value) },
+    { key: joined(targets.key), value: joined(targets.value) },
+    deviations,
+    backend,
+  );
+}
+
+function joined(parts: readonly Float32Array[]): Float32Array {
+  const out = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    out.set(part, at);
+    at += part.length;
+  }
+  return out;
+}

@@ -1,0 +1,127 @@
+// Rows that no basis is fitted to: which documents they come from, which of their tokens, their coefficients.
+// They plan the paper's bits and train and measure wtc's tables. Does not know codecs.
+
+import { KvtcError } from '../base/errors.ts';
+import type { RunOptions } from '../base/events.ts';
+import { throwIfAborted } from '../base/events.ts';
+import type { CacheGeometry, StreamKind } from '../base/geometry.ts';
+import { streamWidth } from '../base/geometry.ts';
+import { seededRandom } from '../base/random.ts';
+import type { Backend } from '../linalg/backend.ts';
+import { denseMatrix } from '../linalg/dense.ts';
+import type { RowSource } from './collect.ts';
+import type { TokenDocument } from './sample.ts';
+
+/** How many rows are held out, and the share of the documents they come from. */
+export const HELD_OUT_DEFAULTS = { rows: 2048, share: 1 / 12 } as const;
+
+/** RoPE undone. */
+export interface HeldOutRows {
+  readonly rowCount: number;
+  /** f32[rowCount, p] */
+  readonly key: Float32Array;
+  readonly value: Float32Array;
+}
+
+/** The documents to fit on and those to hold out. Throws KVTC_CALIBRATION_TEXT_SHORT for fewer than two. */
+export function splitDocuments(documents: readonly TokenDocument[]): {
+  fitting: TokenDocument[];
+  heldOut: TokenDocument[];
+} {
+  if (documents.length < 2) {
+    throw new KvtcError(
+      'KVTC_CALIBRATION_TEXT_SHORT',
+      `a calibration needs at least two documents, one of them held out; the texts give ${documents.length}`,
+      { documents: documents.length },
+    );
+  }
+  const heldCount = Math.max(1, Math.min(documents.length - 1, Math.round(documents.length * HELD_OUT_DEFAULTS.share)));
+  // The last of the long documents: sampling leaves short remainders at the end, whose few positions are not typical.
+  // The first document fixes the moments' frame, so it is never held out.
+  const held = new Set(
+    documents
+      .slice(1)
+      .toSorted((a, b) => b.tokens.length - a.tokens.length || documents.indexOf(b) - documents.indexOf(a))
+      .slice(0, heldCount),
+  );
+  return {
+    fitting: documents.filter((document) => !held.has(document)),
+    heldOut: documents.filter((document) => held.has(document)),
+  };
+}
+
+/** Rows spread evenly over the held-out documents, at most HELD_OUT_DEFAULTS.rows in all. */
+export async function collectHeldOut(
+  options: RunOptions & { readonly rows: RowSource; readonly model: { readonly geometry: CacheGeometry } },
+  documents: readonly TokenDocument[],
+  seed: number,
+): Promise<HeldOutRows> {
+  const { geometry } = options.model;
+  const widths = { key: streamWidth(geometry, 'key'), value: streamWidth(geometry, 'value') };
+  const perDocument = Math.ceil(HELD_OUT_DEFAULTS.rows / documents.length);
+  const taken: { rowCount: number; key: Float32Array; value: Float32Array }[] = [];
+  for (const [index, document] of documents.entries()) {
+    throwIfAborted(options.signal);
+    const rows = await options.rows(document, options);
+    const count = Math.min(perDocument, rows.rowCount);
+    const random = seededRandom(seed + index);
+    const chosen = Array.from({ length: count }, (_, i) =>
+      Math.min(rows.rowCount - 1, Math.floor(((i + random.uniform()) * rows.rowCount) / count)),
+    );
+    const pick = (stream: StreamKind): Float32Array => {
+      const width = widths[stream];
+      const out = new Float32Array(count * width);
+      for (const [to, from] of chosen.entries())
+        out.set(rows[stream].subarray(from * width, (from + 1) * width), to * width);
+      return out;
+    };
+    taken.push({ rowCount: count, key: pick('key'), value: pick('value') });
+    options.onEvent?.({
+      type: 'progress',
+      phase: 'held-out',
+      done: index + 1,
+      total: documents.length,
+      unit: 'documents',
+    });
+  }
+  const rowCount = taken.reduce((sum, part) => sum + part.rowCount, 0);
+  const join = (stream: StreamKind): Float32Array => {
+    const out = new Float32Array(rowCount * widths[stream]);
+    let at = 0;
+    for (const part of taken) {
+      out.set(part[stream], at);
+      at += part[stream].length;
+    }
+    return out;
+  };
+  return { rowCount, key: join('key'), value: join('value') };
+}
+
+/** Coefficients f32[rowCount, rank]: rows minus mean, times the transposed f32[rank, p] matrix; and the rows' energy. */
+export async function projectRows(
+  rows: Float32Array,
+  rowCount: number,
+  mean: Float32Array,
+  matrix: Float32Array,
+  rank: number,
+  backend: Backend,
+): Promise<{ readonly coefficients: Float32Array; readonly energy: number }> {
+  const width = mean.length;
+  const centred = new Float32Array(rowCount * width);
+  let energy = 0;
+  for (let r = 0, at = 0; r < rowCount; r++) {
+    for (let c = 0; c < width; c++, at++) {
+      const value = rows[at]! - mean[c]!;
+      centred[at] = value;
+      energy += value * value;
+    }
+  }
+  const prepared = await backend.prepareMatrix(denseMatrix(matrix, rank, width), 'f32');
+  const coefficients = new Float32Array(rowCount * rank);
+  try {
+    await prepared.multiply(centred, rowCount, coefficients);
+  } finally {
+    prepared.close();
+  }
+  return { coefficients, energy };
+}
