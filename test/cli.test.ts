@@ -103,6 +103,8 @@ describe('the command line', () => {
       ['compress', 'm.gguf', '--profile', 'p', '--prompt', 'a', '--state', 'b', '-o', 'x.kvtc'],
       ['compress', 'm.gguf', '--profile', 'p', '--prompt', 'a', '-o', 'x.kvtc', '--ratio', '-3'],
       ['evaluate', 'm.gguf', '--profile', 'p', '--text', 'a', '--weights', 'float'],
+      ['evaluate', 'm.gguf', '--profile', 'p', '--text', 'a', '--rivals', 'rows,nativ'],
+      ['ablate', 'm.gguf', '--profile', 'p', '--text', 'a', '--set', 'sinks,rank'],
     ];
     for (const words of wrong) {
       assert.deepEqual(pick(await errorOf(words)), { exit: 2, code: 'KVTC_OPTION_INVALID' }, words.join(' '));
@@ -261,6 +263,27 @@ describe('the command line', () => {
     assert.deepEqual(
       rows.map(({ ratio }) => ratio),
       [4, 8],
+    );
+
+    const alone = small.map((word, i) => (small[i - 1] === '--documents' ? '0' : word));
+    const tasks = await ok(...evaluate, ...alone, '--tasks', 'greedy,copy', '--task-items', '1');
+    const answered = tasks as {
+      command: string;
+      commit: string;
+      rows: { tasks: object; documents: number; klNats: null }[];
+    };
+    assert.deepEqual(
+      answered.rows.map((row) => [Object.keys(row.tasks), row.documents, row.klNats]),
+      [4, 8].map(() => [['copy', 'greedy'].toReversed(), 0, null]),
+    );
+    assert.match(answered.command, /^kvtc evaluate .*--tasks greedy,copy --task-items 1 --json$/u);
+    assert.ok(answered.commit.length > 0);
+    const windowless = small.filter((word, i) => word !== '--window' && small[i - 1] !== '--window');
+    const ablate = ['ablate', ...evaluate.slice(1), ...windowless, '--ratios', '8'];
+    const { ablations } = await ok(...ablate, '--set', 'sinks,entropy');
+    assert.deepEqual(
+      (ablations as { set: string; value: string | number }[]).map(({ set, value }) => `${set} ${value}`).slice(0, 4),
+      ['sinks 0', 'sinks 1', 'sinks 4', 'entropy none'],
     );
 
     const mismatch = ['resume', at('other.gguf'), at('a.kvtc'), '--profile', at('p'), '--prompt', 'so'];

@@ -1,7 +1,7 @@
 // Every generator and the task files, on a tokeniser of one token per character, and items through a tiny real model.
 
 import assert from 'node:assert/strict';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
@@ -130,6 +130,26 @@ describe('generated tasks', () => {
         (error) => isKvtcError(error, code),
         JSON.stringify(over),
       );
+    }
+  });
+});
+
+describe('the page on tasks', () => {
+  it('names every task, and its examples are task lines', async () => {
+    const page = await readFile(new URL('../../../docs/tasks.md', import.meta.url), 'utf8');
+    for (const name of TASK_NAMES) assert.ok(page.includes(`| \`${name}\` |`), name);
+    const examples = [...page.matchAll(/```json\n(.+)\n```/gu)].map(([, example = '']) => example);
+    assert.equal(examples.length, 3);
+    const folder = await mkdtemp(join(tmpdir(), 'kvtc-page-'));
+    try {
+      await writeFile(join(folder, 'page.jsonl'), examples.join('\n'));
+      const items = await readTaskFile(join(folder, 'page.jsonl'), tokenize);
+      assert.deepEqual(
+        items.map(({ kind }) => kind),
+        ['gsm8k', 'mmlu', 'contract'],
+      );
+    } finally {
+      await rm(folder, { recursive: true });
     }
   });
 });
