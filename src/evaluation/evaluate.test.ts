@@ -175,6 +175,24 @@ describe('evaluate', () => {
     assert.ok(Math.abs((mild?.paperRatio ?? 0) - 352 / (348 / 2 + 4)) < 1e-9);
   });
 
+  it('takes the rivals on rows, per-head PCA among them, and counts what they store', async () => {
+    const { rows } = await run({ documents: 2, ratios: [4], rivals: ['rows'] });
+    const find = (label: string) => {
+      const row = rows.find(({ treatment }) => treatment === label);
+      assert.ok(row !== undefined, label);
+      return row;
+    };
+    const [fine, coarse] = [find('per-head PCA 6x'), find('per-head PCA 16x')];
+    assert.ok(fine.klNats < coarse.klNats && (fine.paperRatio ?? 9) < (coarse.paperRatio ?? 0));
+    // Minima and steps of all components and the sinks cost something, the entropy stage gives something back.
+    assert.ok((fine.paperRatio ?? 0) > 4.5 && (fine.paperRatio ?? 99) < 12, `${fine.paperRatio}`);
+    assert.ok(Math.abs((find('q4_0 on rows').paperRatio ?? 0) - 32 / 9) < 1e-9);
+    assert.ok((find('recency eviction 16x').paperRatio ?? 0) === 16);
+    await assert.rejects(run({ documents: 1, rivals: ['native'] }), (error) =>
+      isKvtcError(error, 'KVTC_MODEL_UNSUPPORTED'),
+    );
+  });
+
   it('goes on where it was interrupted, and measures nothing twice', async () => {
     const runPath = join(folder, 'run.jsonl');
     const controller = new AbortController();

@@ -39,7 +39,7 @@ export interface Measured<Result> {
 }
 
 /** One prefix and all that is measured from it. */
-export interface Work<Result extends RunResult> {
+interface Work<Result extends RunResult> {
   /** sha256, hex, of everything that the results depend on and the key does not say otherwise. */
   readonly document: string;
   readonly shape: ProtocolShape;
@@ -53,7 +53,7 @@ export interface Work<Result extends RunResult> {
   ): Promise<void>;
 }
 
-export interface WorkOptions<Result extends RunResult> extends RunOptions {
+interface WorkOptions<Result extends RunResult> extends RunOptions {
   readonly work: readonly Work<Result>[];
   readonly plan: readonly PlannedTreatment[];
   /** Tells results of this kind from others that a run file may hold. */
@@ -128,7 +128,7 @@ function countPrefills(treatments: readonly Treatment[]): number {
  * Runs work × treatments as `measureTreatments` does, whatever is scored. Throws KVTC_OPTION_INVALID when two treatments
  * have one name, and what the work throws.
  */
-export async function measureWork<Result extends RunResult>(options: WorkOptions<Result>): Promise<Measured<Result>[]> {
+async function measureWork<Result extends RunResult>(options: WorkOptions<Result>): Promise<Measured<Result>[]> {
   const { work, plan, phase, runFile, onEvent, signal, isResult } = options;
   const labels = new Set(plan.map(({ treatment }) => treatment.label));
   if (labels.size < plan.length) {

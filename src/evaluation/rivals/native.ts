@@ -12,7 +12,7 @@ import type { Treatment } from '../treatment.ts';
 import { rawStateBytes } from '../treatment.ts';
 
 /** The types that llama.cpp offers for caches and that anyone uses. */
-export const NATIVE_TYPES: readonly CacheType[] = ['q8_0', 'q5_1', 'q4_1', 'q4_0'];
+const NATIVE_TYPES: readonly CacheType[] = ['q8_0', 'q5_1', 'q4_1', 'q4_0'];
 
 /** Read by the engine when it makes a context; set by users who want its rows as they are. */
 const ROTATION_SWITCH = 'LLAMA_ATTN_ROT_DISABLE';

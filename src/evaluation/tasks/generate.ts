@@ -14,7 +14,7 @@ const GREEDY_TOKENS = 64;
 /** Tokens of the text that follow the prefix before the greedy run starts. */
 const GREEDY_PROMPT_TOKENS = 8;
 
-export const TASK_DEFAULTS = { items: 10, seed: 7, depths: [0.1, 0.3, 0.5, 0.7, 0.9] } as const;
+const TASK_DEFAULTS = { items: 10, seed: 7, depths: [0.1, 0.3, 0.5, 0.7, 0.9] } as const;
 
 const TEXT_TASKS: Readonly<Record<string, (source: TaskSource) => TaskText>> = {
   kv: keyValueTask,
