@@ -18,7 +18,7 @@ const geometry = { layers: 2, kvHeads: 1, keyHeadDim: 2, valueHeadDim: 3 };
 const example: Sensitivity = {
   method: 'forward',
   producer: 'test',
-  model: { architecture: 'llama', name: 'tiny', geometry },
+  model: { architecture: 'llama', name: 'tiny', fingerprint: 'f'.repeat(64), geometry },
   settings: { seed: 3, prefixTokens: 2 },
   metrics: {
     key: { heads: 2, headDim: 2, blocks: Float32Array.of(1, 0.5, 0.5, 2, 3, 0, 0, 4) },
@@ -101,6 +101,10 @@ test('a file of another model is refused', async () => {
   const other = { ...model, geometry: { ...geometry, layers: 3 } };
   await assert.rejects(readSensitivity(path, other), refusal('KVTC_MODEL_MISMATCH'));
   await assert.rejects(readSensitivity(path, { ...model, architecture: 'qwen2' }), refusal('KVTC_MODEL_MISMATCH'));
+  const twin = { ...model, fingerprint: '0'.repeat(64) };
+  await assert.rejects(readSensitivity(path, twin), refusal('KVTC_MODEL_MISMATCH'));
+  await writeSensitivity(path, { ...example, model: { ...example.model, fingerprint: null } });
+  await readSensitivity(path, twin);
 });
 
 function refusal(code: ErrorCode): (error: unknown) => boolean {

@@ -40,7 +40,13 @@ export interface TokenImportance {
 export interface Sensitivity {
   readonly method: 'forward' | 'gradient';
   readonly producer: string;
-  readonly model: { readonly architecture: string; readonly name: string; readonly geometry: CacheGeometry };
+  readonly model: {
+    readonly architecture: string;
+    readonly name: string;
+    /** Of the published file, as in a profile; null in files of writers that did not know it. */
+    readonly fingerprint: string | null;
+    readonly geometry: CacheGeometry;
+  };
   /** Settings of the measurement, for the reader's information. */
   readonly settings: Readonly<Record<string, unknown>>;
   readonly metrics: Readonly<Record<StreamKind, HeadMetrics>>;
@@ -55,12 +61,18 @@ const modelSchema = z.looseObject({
   kvHeads: count,
   keyHeadDim: count,
   valueHeadDim: count,
+  fingerprint: z
+    .string()
+    .regex(/^[0-9a-f]{64}$/u)
+    .nullable()
+    .default(null),
 });
 const settingsSchema = z.record(z.string(), z.unknown());
 
 /**
  * Reads a sensitivity file whole. Throws KVTC_FILE_NOT_FOUND, KVTC_SENSITIVITY_MALFORMED (structure, shapes, values that
- * are not finite, negative diagonals), KVTC_MODEL_MISMATCH when `model` is given and has another architecture or shape.
+ * are not finite, negative diagonals), KVTC_MODEL_MISMATCH when `model` is given and has another fingerprint, architecture or
+ * shape.
  */
 export async function readSensitivity(path: string, model?: ModelIdentity): Promise<Sensitivity> {
   const file = await openForReading(path);
@@ -76,9 +88,9 @@ export async function readSensitivity(path: string, model?: ModelIdentity): Prom
     const method = text('method');
     if (method !== 'forward' && method !== 'gradient') throw malformed(path, `its method is "${method}"`);
     const facts = parseJson(text('model'), modelSchema, path, 'model');
-    const { architecture, name, layers, kvHeads, keyHeadDim, valueHeadDim } = facts;
+    const { architecture, name, fingerprint, layers, kvHeads, keyHeadDim, valueHeadDim } = facts;
     const geometry = { layers, kvHeads, keyHeadDim, valueHeadDim };
-    if (model !== undefined) checkModel(path, model, architecture, geometry);
+    if (model !== undefined) checkModel(path, model, { architecture, name, fingerprint, geometry });
     const read = async (tensor: string, type: TensorType, shape: readonly number[]): Promise<ArrayBuffer> =>
       (await readTensor(file, header, path, tensor, type, shape)).buffer;
     const metrics: Partial<Record<StreamKind, HeadMetrics>> = {};
@@ -104,7 +116,7 @@ export async function readSensitivity(path: string, model?: ModelIdentity): Prom
     return {
       method,
       producer: text('producer'),
-      model: { architecture, name, geometry },
+      model: { architecture, name, fingerprint, geometry },
       settings: parseJson(text('settings'), settingsSchema, path, 'settings'),
       metrics: metrics as Record<StreamKind, HeadMetrics>,
       importance,
@@ -126,7 +138,12 @@ export async function writeSensitivity(path: string, sensitivity: Sensitivity): 
     version: VERSION,
     method: sensitivity.method,
     producer: sensitivity.producer,
-    model: JSON.stringify({ architecture: model.architecture, name: model.name, ...model.geometry }),
+    model: JSON.stringify({
+      architecture: model.architecture,
+      name: model.name,
+      fingerprint: model.fingerprint,
+      ...model.geometry,
+    }),
     settings: JSON.stringify(sensitivity.settings),
   };
   const tensors: (TensorShape & { name: string; values: Float32Array | Int32Array })[] = [];
@@ -193,17 +210,19 @@ function checkImportance(path: string, values: Float32Array): Float32Array {
   return values;
 }
 
-function checkModel(path: string, model: ModelIdentity, architecture: string, geometry: CacheGeometry): void {
+function checkModel(path: string, model: ModelIdentity, measured: Sensitivity['model']): void {
+  const { architecture, fingerprint, geometry } = measured;
   const same =
+    (fingerprint === null || fingerprint === model.fingerprint) &&
     model.architecture === architecture &&
     (Object.keys(geometry) as (keyof CacheGeometry)[]).every((key) => geometry[key] === model.geometry[key]);
   if (same) return;
-  const words = (name: string, g: CacheGeometry): string =>
-    `${name} with ${g.layers} layers of ${g.kvHeads} KV heads of ${g.keyHeadDim} and ${g.valueHeadDim}`;
+  const words = (m: Pick<ModelIdentity, 'architecture' | 'name' | 'geometry'>, mark: string | null): string =>
+    `${m.name} (${mark?.slice(0, 12) ?? 'no fingerprint'}; ${m.architecture}, ${m.geometry.layers} layers of ${m.geometry.kvHeads} KV heads)`;
   throw new KvtcError(
     'KVTC_MODEL_MISMATCH',
-    `${path} was measured on ${words(architecture, geometry)}, the model is ${words(model.architecture, model.geometry)}`,
-    { path },
+    `${path} was measured on ${words(measured, fingerprint)}, the model is ${words(model, model.fingerprint)}`,
+    { path, got: fingerprint, expected: model.fingerprint },
   );
 }
 

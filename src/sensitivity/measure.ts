@@ -17,6 +17,7 @@ import { readGguf } from '../engines/llama/gguf.ts';
 import type { LlamaModel } from '../engines/llama/session.ts';
 import { openModel } from '../engines/llama/session.ts';
 import { openGgmlBackend } from '../linalg/ggml/backend.ts';
+import type { ModelIdentity } from '../profile/profile.ts';
 import type { AttentionCosts } from './attention-costs.ts';
 import { attentionCosts } from './attention-costs.ts';
 import type { ProbeDocument, Probes } from './noise-probes.ts';
@@ -45,6 +46,8 @@ export interface MeasureOptions extends RunOptions {
    * GGUF file with f32 or f16 weights (quantizeModel): quantised weights round activations, which drowns small changes.
    */
   readonly model: string;
+  /** Identity of the published model that `model` is a copy of; default: that of `model` itself. */
+  readonly identity?: ModelIdentity | undefined;
   readonly texts: readonly TextGroup[];
   /** Sensitivity file to write. */
   readonly output: string;
@@ -82,11 +85,11 @@ export async function measureSensitivity(options: MeasureOptions): Promise<Sensi
       throwIfAborted(signal);
       probes.push(await probeDocument(model, document, costs, index, setting, options));
     }
-    const { architecture, name, geometry } = model.identity;
+    const { architecture, name, fingerprint, geometry } = options.identity ?? model.identity;
     const sensitivity: Sensitivity = {
       method: 'forward',
       producer: PRODUCER,
-      model: { architecture, name, geometry },
+      model: { architecture, name, fingerprint, geometry },
       settings: setting,
       metrics: scaleLayers(costs.metrics, probes, geometry.layers),
       importance: importanceOf(documents, costs),
