@@ -19,6 +19,8 @@ export { openModel } from './engines/llama/session.ts';
 export type { ContextOptions, DecodeOptions, LlamaContext, LlamaModel } from './engines/llama/session.ts';
 export { evaluate } from './evaluation/evaluate.ts';
 export type { EvaluateOptions, Evaluation } from './evaluation/evaluate.ts';
+export { ablate } from './evaluation/ablation/ablate.ts';
+export type { AblateOptions, Ablation } from './evaluation/ablation/ablate.ts';
 export { pullModel } from './models/pull.ts';
 export { openProfile } from './profile/open-profile.ts';
 export type { ModelIdentity, Profile, Provenance, QualityPoint, RatioPlans } from './profile/profile.ts';

@@ -16,6 +16,7 @@ import { openProfile } from '../../profile/open-profile.ts';
 import type { EvaluateOptions, Evaluation, TreatmentWorld } from '../evaluate.ts';
 import { EVALUATE_DEFAULTS, evaluate } from '../evaluate.ts';
 import type { EvaluationRow } from '../summary.ts';
+import { kvtcTreatment } from '../treatment.ts';
 import { measureTables, replan } from './replan.ts';
 import type { AblationSet, Variant } from './variants.ts';
 import {
@@ -97,7 +98,8 @@ export async function ablate(options: AblateOptions): Promise<Ablation> {
         ...(await plannedVariants(world, options, sets, ratios, calibrationTexts)),
         ...(await learnedVariants(world, learned, ratios)),
       ];
-      const labels = new Set(ratios.map((ratio) => `kvtc ${ratio}x`));
+      // The evaluation measures the defaults itself.
+      const labels = new Set(ratios.map((ratio) => kvtcTreatment(world.transforms, { ratio }).label));
       const further: Variant['treatment'][] = [];
       for (const { treatment } of variants) {
         if (labels.has(treatment.label)) continue;
