@@ -58,7 +58,8 @@ export interface RatioCloseUp {
   /** Sum to the container. */
   readonly parts: readonly { readonly name: string; readonly byteLength: number }[];
   readonly errors: RowErrors;
-  readonly plans: RatioPlans;
+  /** Of the published codec's profiles. */
+  readonly plans: RatioPlans | null;
 }
 
 export interface TimePoint {
@@ -69,6 +70,8 @@ export interface TimePoint {
 /** Restoring from memory against prefilling, on this machine. */
 export interface RestoreTimes {
   readonly ratio: number;
+  /** Sinks and window, which are copied, not decoded. */
+  readonly exactTokens: number;
   readonly prefill: readonly TimePoint[];
   /** Bases loaded; medians. */
   readonly restore: readonly TimePoint[];
@@ -78,7 +81,8 @@ export interface RestoreTimes {
 
 export interface CloseUp {
   readonly document: { readonly kind: string; readonly source: string; readonly tokens: number };
-  readonly spectrum: Readonly<Record<StreamKind, Spectrum>>;
+  /** Of profiles with an orthonormal basis: energies of other transforms do not add up to the rows'. */
+  readonly spectrum: Readonly<Record<StreamKind, Spectrum>> | null;
   readonly ratios: readonly RatioCloseUp[];
   readonly times: RestoreTimes;
 }
@@ -117,10 +121,13 @@ export async function measureCloseUp(options: CloseUpOptions): Promise<CloseUp> 
     step(index + 2);
   }
   const errors = ratioCloseUps[0]?.errors;
-  const spectrum = {
-    key: await measureSpectrum(transforms, exact, 'key', coded, errors?.key.energyPerToken ?? 0),
-    value: await measureSpectrum(transforms, exact, 'value', coded, errors?.value.energyPerToken ?? 0),
-  };
+  const spectrum =
+    'plans' in transforms.profile
+      ? {
+          key: await measureSpectrum(transforms, exact, 'key', coded, errors?.key.energyPerToken ?? 0),
+          value: await measureSpectrum(transforms, exact, 'value', coded, errors?.value.energyPerToken ?? 0),
+        }
+      : null;
   const times = await timeRestores(options, tokens, prefill);
   step(steps);
   return {
@@ -174,11 +181,15 @@ async function closeUpRatio(
       coded: (token) => coded.some(({ startToken, endToken }) => token >= startToken && token < endToken),
     });
     const { rawBytes, paperRatio, effectiveRatio } = stored;
-    const plans = profile.plans.find((plan) => plan.ratio === ratio) as RatioPlans; // compressState found them
+    const plans = plansOf(transforms, ratio);
     return { ratio, paperRatio, effectiveRatio, rawBytes, parts: namedParts(stored), errors, plans };
   } finally {
     await container.close();
   }
+}
+
+function plansOf({ profile }: Pick<Transforms, 'profile'>, ratio: number): RatioPlans | null {
+  return 'plans' in profile ? (profile.plans.find((plan) => plan.ratio === ratio) ?? null) : null;
 }
 
 /** The parts people ask about; they sum to the container. */
@@ -273,17 +284,17 @@ async function timeRestores(
       await container.close();
     }
   }
-  return { ratio, prefill, restore, loadBasesMs };
+  return { ratio, exactTokens: sinks + window, prefill, restore, loadBasesMs };
 }
 
 async function timeLoading({ profile, backend }: Transforms, view: StateView, ratio: number): Promise<number> {
-  const plans = profile.plans.find((plan) => plan.ratio === ratio);
+  const plans = plansOf({ profile }, ratio);
   const fresh = openTransforms(profile, backend);
   const startedMs = performance.now();
   try {
     for (const stream of STREAMS) {
       const element = stream === 'key' ? view.keyType : view.valueType;
-      await fresh.synthesis(stream, plans?.[stream].rank ?? 0, element);
+      await fresh.synthesis(stream, plans?.[stream].rank ?? profile.rank[stream], element);
     }
     return performance.now() - startedMs;
   } finally {

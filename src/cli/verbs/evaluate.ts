@@ -27,6 +27,10 @@ export const verb: Verb = {
       },
       sinks: { value: 'N', fallback: '4', help: 'oldest tokens kept exact' },
       window: { value: 'N', fallback: '128', help: 'newest tokens kept exact' },
+      report: {
+        value: 'OUT.html',
+        help: 'also write one page with charts; looks closely at the first document for it',
+      },
       run: { value: 'FILE', help: 'keep finished results there, to go on after an interruption' },
     },
     details: [
@@ -57,6 +61,7 @@ export const verb: Verb = {
       window: args.integer('window', 0),
       runPath: args.text('run'),
     };
+    const reportPath = args.text('report');
     const modelPath = await resolveModel(args.positionals[0] ?? '');
     const groups = await readTextFiles(args.texts('text'), context);
     const texts = groups.flatMap(({ name, texts: inGroup }) => inGroup.map((text) => ({ kind: name, ...text })));
@@ -67,7 +72,12 @@ export const verb: Verb = {
       texts,
       cacheDirectory: cacheDirectory(),
       command: commandLine(),
+      closeUp: reportPath !== undefined,
     });
+    if (reportPath !== undefined) {
+      const { writeReport } = await import('../../evaluation/report/page.ts');
+      await writeReport(reportPath, { evaluation, date: new Date() });
+    }
     return { json: { ...evaluation }, text: evaluationText(evaluation) };
   },
 };

@@ -26,6 +26,8 @@ export const HEAT = Array.from({ length: 7 }, (_, i) => `var(--heat-${i})`);
 export interface Figure {
   /** Unique on the page. */
   readonly id: string;
+  /** A few words above the chart. */
+  readonly title: string;
   /** What is drawn and in which units; plain text. */
   readonly caption: string;
   readonly svg: string;
@@ -55,12 +57,17 @@ export function drawChart(label: string, options: Plot.PlotOptions): string {
   return svg.outerHTML.replace('<svg ', '<svg role="img" ').replace(/<style>.*?<\/style>/su, '');
 }
 
-/** 0.0123 → `0.012`, 12345 → `12,345`; three digits at most. */
+/** 0.0123 → `0.012`, 480.2 → `480`, 12345 → `12 345`: two digits, or all of a whole part. */
 export function shortNumber(value: number): string {
   if (value === 0) return '0';
-  if (Math.abs(value) >= 1000) return Math.round(value).toLocaleString('en-GB').replaceAll(',', ' ');
+  if (Math.abs(value) >= 100) return wholeNumber(value);
   if (Math.abs(value) < 1e-4) return value.toExponential(0);
   return `${Number(value.toPrecision(2))}`;
+}
+
+/** 12345.6 → `12 346`, parted by spaces that do not break. */
+export function wholeNumber(value: number): string {
+  return Math.round(value).toLocaleString('en-GB').replaceAll(',', '\u202f');
 }
 
 /** Powers of ten, with their 3-fold where fewer than three lie in the domain. */
@@ -81,7 +88,7 @@ export function decades([low, high]: readonly [number, number]): number[] {
   return threes.length >= 3 ? threes : ticks([1, 2, 5]);
 }
 
-/** Powers of two within a domain. */
+/** Powers of two within a domain; give the scale `base: 2`, or Plot leaves some of their labels out. */
 export function octaves([low, high]: readonly [number, number]): number[] {
   const found: number[] = [];
   for (let tick = 2 ** Math.ceil(Math.log2(low)); tick <= high; tick *= 2) found.push(tick);

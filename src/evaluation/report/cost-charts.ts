@@ -42,7 +42,8 @@ export function bytesChart({ ratios, document }: CloseUp): Figure {
   }));
   const most = Math.max(...totals.map(({ megabytes }) => megabytes));
   const svg = drawChart('Bytes of a container by part', {
-    height: 70 + 34 * ratios.length,
+    height: 50 + 34 * ratios.length,
+    marginTop: 6,
     marginLeft: 40,
     marginRight: 52,
     x: { domain: [0, most], label: 'MB', ticks: 5, grid: true },
@@ -70,6 +71,7 @@ export function bytesChart({ ratios, document }: CloseUp): Figure {
   const names = [...new Set(parts.map(({ name }) => name))];
   return {
     id: 'bytes',
+    title: 'Bytes by part',
     svg,
     caption: `Bytes of the file for ${document.tokens} tokens, by part and target ratio; at the end of each bar, how many times smaller the file is than the cache.`,
     legend: names.map((name) => ({ colour: partColour(name), label: PART_NAMES[name] ?? name })),
@@ -80,16 +82,24 @@ export function bytesOf({ parts }: RatioCloseUp): number {
   return parts.reduce((sum, { byteLength }) => sum + byteLength, 0);
 }
 
-/** Least-squares line through measured restores: a fixed part and a part by token. */
-export function fitRestore(restore: readonly TimePoint[]): { readonly fixedMs: number; readonly tokenMs: number } {
-  const n = restore.length;
-  const meanX = restore.reduce((sum, { tokens }) => sum + tokens, 0) / n;
-  const meanY = restore.reduce((sum, { elapsedMs }) => sum + elapsedMs, 0) / n;
-  const spread = restore.reduce((sum, { tokens }) => sum + (tokens - meanX) ** 2, 0);
-  if (spread === 0) return { fixedMs: 0, tokenMs: meanY / meanX };
-  const slope =
-    restore.reduce((sum, { tokens, elapsedMs }) => sum + (tokens - meanX) * (elapsedMs - meanY), 0) / spread;
-  return { fixedMs: Math.max(0, meanY - slope * meanX), tokenMs: slope };
+/**
+ * Least-squares line through measured restores: a fixed part and a part by coded token. Exact tokens are only copied.
+ */
+export function fitRestore({ restore, exactTokens }: RestoreTimes): RestoreFit {
+  const points = restore.map(({ tokens, elapsedMs }) => ({ x: tokens - exactTokens, y: elapsedMs }));
+  const meanOf = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const meanX = meanOf(points.map(({ x }) => x));
+  const meanY = meanOf(points.map(({ y }) => y));
+  const spread = points.reduce((sum, { x }) => sum + (x - meanX) ** 2, 0);
+  const together = points.reduce((sum, { x, y }) => sum + (x - meanX) * (y - meanY), 0);
+  const tokenMs = spread === 0 ? meanY / meanX : together / spread;
+  const fixedMs = Math.max(0, meanY - tokenMs * meanX);
+  return { restoreMs: (tokens) => fixedMs + tokenMs * Math.max(0, tokens - exactTokens) };
+}
+
+interface RestoreFit {
+  /** At a length in tokens, bases loaded. */
+  readonly restoreMs: (tokens: number) => number;
 }
 
 /** Prefill time of a length, between measured points in straight lines, from nothing at 0. */
@@ -104,12 +114,16 @@ export function prefillMs(prefill: readonly TimePoint[], tokens: number): number
   return from.elapsedMs + ((to.elapsedMs - from.elapsedMs) * (tokens - from.tokens)) / (to.tokens - from.tokens);
 }
 
-/** Shortest prefix that a fresh process restores faster than it prefills, loading bases included; null if none is. */
-export function breakEvenTokens({ prefill, restore, loadBasesMs }: RestoreTimes): number | null {
+/**
+ * Shortest prefix with anything coded that a fresh process restores faster than it prefills, loading bases included;
+ * null if none is. Not above `exactTokens` + 1 means: every length.
+ */
+export function breakEvenTokens(times: RestoreTimes): number | null {
+  const { prefill, loadBasesMs, exactTokens } = times;
   const longest = prefill.at(-1)?.tokens ?? 0;
-  const { fixedMs, tokenMs } = fitRestore(restore);
-  for (let tokens = 1; tokens <= longest; tokens++) {
-    if (prefillMs(prefill, tokens) >= loadBasesMs + fixedMs + tokenMs * tokens) return tokens;
+  const { restoreMs } = fitRestore(times);
+  for (let tokens = exactTokens + 1; tokens <= longest; tokens++) {
+    if (prefillMs(prefill, tokens) >= loadBasesMs + restoreMs(tokens)) return tokens;
   }
   return null;
 }
@@ -117,17 +131,16 @@ export function breakEvenTokens({ prefill, restore, loadBasesMs }: RestoreTimes)
 export function timesChart(times: RestoreTimes): Figure {
   const longest = times.prefill.at(-1)?.tokens ?? 1;
   const even = breakEvenTokens(times);
-  const shortest = Math.max(1, Math.min(even ?? longest, times.restore[0]?.tokens ?? longest, longest / 8) / 1.6);
-  const { fixedMs, tokenMs } = fitRestore(times.restore);
-  const lengths = Array.from({ length: 40 }, (_, i) => shortest * (longest / shortest) ** (i / 39));
+  const shortest = Math.min(times.exactTokens + 16, longest / 2);
+  const { restoreMs } = fitRestore(times);
+  const lengths = Array.from({ length: 60 }, (_, i) => shortest * (longest / shortest) ** (i / 59));
   const curves = [
-    { name: 'prefill', colour: RIVAL_COLOUR, dash: 'none', at: (tokens: number) => prefillMs(times.prefill, tokens) },
-    { name: 'restore', colour: KEY_COLOUR, dash: 'none', at: (tokens: number) => fixedMs + tokenMs * tokens },
+    { colour: RIVAL_COLOUR, dash: 'none', at: (tokens: number) => prefillMs(times.prefill, tokens) },
+    { colour: KEY_COLOUR, dash: 'none', at: restoreMs },
     {
-      name: 'restore in a fresh process, loading bases first',
       colour: KEY_COLOUR,
       dash: '4 3',
-      at: (tokens: number) => times.loadBasesMs + fixedMs + tokenMs * tokens,
+      at: (tokens: number) => times.loadBasesMs + restoreMs(tokens),
     },
   ];
   const seconds = curves.map((curve) => lengths.map((tokens) => ({ tokens, seconds: curve.at(tokens) / 1000 })));
@@ -140,6 +153,7 @@ export function timesChart(times: RestoreTimes): Figure {
   const svg = drawChart('Time to restore against time to prefill, by length', {
     x: {
       type: 'log',
+      base: 2,
       domain: [shortest, longest * 1.05],
       ticks: octaves([shortest, longest]),
       tickFormat: shortNumber,
@@ -183,6 +197,7 @@ export function timesChart(times: RestoreTimes): Figure {
   });
   return {
     id: 'times',
+    title: 'Restore and prefill',
     svg,
     caption: `Seconds by length at ${times.ratio}x, both axes logarithmic; dots are measured, lines drawn through them. Dashed: a fresh process, which loads the bases first.`,
     legend: [

@@ -3,7 +3,7 @@
 import type { StreamKind } from '../../base/geometry.ts';
 import type { RatioCloseUp } from '../close-up.ts';
 import type { Figure } from './chart.ts';
-import { FONT_SIZE, HEAT, INK, Plot, drawChart, shortNumber } from './chart.ts';
+import { CHART_HEIGHT, FONT_SIZE, HEAT, INK, Plot, drawChart, shortNumber } from './chart.ts';
 
 const STREAM_NAMES: Readonly<Record<StreamKind, string>> = { key: 'keys', value: 'values' };
 
@@ -31,14 +31,16 @@ export function headChart(closeUp: RatioCloseUp, stream: StreamKind): Figure {
   const heads = closeUp.errors[stream].byHead[0]?.length ?? 0;
   const every = Math.ceil(layers / 8);
   const svg = drawChart(`Error of the ${STREAM_NAMES[stream]} by layer and KV head at ${closeUp.ratio}x`, {
-    height: 76 + Math.min(30, Math.max(8, 240 / heads)) * heads,
-    marginLeft: 36,
+    height: 52 + Math.min(30, Math.max(8, 240 / heads)) * heads,
+    marginTop: 6,
+    marginLeft: 40,
     x: {
       type: 'band',
       domain: Array.from({ length: layers }, (_, i) => i),
       ticks: Array.from({ length: layers }, (_, i) => i).filter((i) => i % every === 0),
       tickSize: 0,
       label: 'layer',
+      labelOffset: 34,
       padding: 0.06,
     },
     y: {
@@ -66,6 +68,7 @@ export function headChart(closeUp: RatioCloseUp, stream: StreamKind): Figure {
   };
   return {
     id: `heads-${stream}-${closeUp.ratio}`,
+    title: `Error of the ${STREAM_NAMES[stream]} at ${closeUp.ratio}x`,
     svg,
     caption: `Relative squared error of the ${STREAM_NAMES[stream]} at ${closeUp.ratio}x, %, in every layer and KV head.`,
     legend: HEAT.map((colour, i) => ({ colour, label: label(i) })),
@@ -84,18 +87,31 @@ export function positionChart(ratios: readonly RatioCloseUp[], stream: StreamKin
   const shades = (ratio: number): string =>
     HEAT[Math.min(HEAT.length - 1, 3 + ratios.findIndex((one) => one.ratio === ratio))] ?? INK;
   const most = Math.max(...points.map(({ error }) => error), 1e-9);
-  const peaks = ratios.map(({ ratio }) =>
-    points.filter((point) => point.ratio === ratio).reduce((a, b) => (b.error > a.error ? b : a)),
-  );
+  const longest = Math.max(...points.map(({ token }) => token));
+  const ends = ratios.map(({ ratio }) => {
+    const coded = points.filter((point) => point.ratio === ratio && point.error > 0);
+    return { ratio, error: coded.at(-1)?.error ?? 0 };
+  });
+  // Labels stand at the lines' ends, pushed up where they would touch.
+  const height = CHART_HEIGHT - 26 - 38;
+  const top = most * 1.12;
+  let below = -Infinity;
+  const labels = ends
+    .toSorted((a, b) => a.error - b.error)
+    .map(({ ratio, error }) => {
+      below = Math.max(error, below + (top * FONT_SIZE) / height);
+      return { ratio, error: below };
+    });
   const svg = drawChart(`Error of the ${STREAM_NAMES[stream]} along the prefix`, {
     marginLeft: 44,
+    marginRight: 40,
     x: {
-      domain: [0, Math.max(...points.map(({ token }) => token))],
+      domain: [0, longest],
       label: 'token',
       ticks: 5,
       tickFormat: shortNumber,
     },
-    y: { domain: [0, most * 1.12], grid: true, label: 'relative squared error, %', ticks: 5 },
+    y: { domain: [0, top], grid: true, label: 'relative squared error, %', ticks: 5 },
     marks: [
       Plot.line(points, {
         x: 'token',
@@ -105,11 +121,12 @@ export function positionChart(ratios: readonly RatioCloseUp[], stream: StreamKin
         strokeWidth: 1.6,
         curve: 'step',
       }),
-      Plot.text(peaks, {
-        x: 'token',
+      Plot.text(labels, {
+        x: () => longest,
         y: 'error',
-        text: ({ ratio }: (typeof peaks)[number]) => `${ratio}x`,
-        dy: -7,
+        text: ({ ratio }: (typeof labels)[number]) => `${ratio}x`,
+        textAnchor: 'start',
+        dx: 6,
         fill: INK,
         fontSize: FONT_SIZE - 1,
       }),
@@ -117,6 +134,7 @@ export function positionChart(ratios: readonly RatioCloseUp[], stream: StreamKin
   });
   return {
     id: `positions-${stream}`,
+    title: `Error of the ${STREAM_NAMES[stream]} along the prefix`,
     svg,
     caption: `Relative squared error of the ${STREAM_NAMES[stream]} along the prefix, %. Where it is 0 the tokens are kept exact.`,
   };

@@ -6,12 +6,12 @@ export function escapeHtml(text: string): string {
   return text.replace(/[&<>"']/gu, (sign) => `&#${sign.codePointAt(0)};`);
 }
 
-export function figureHtml({ id, svg, caption, legend }: Figure): string {
+export function figureHtml({ id, title, svg, caption, legend }: Figure): string {
   const items = (legend ?? []).map(
     ({ colour, label }) => `<li><i style="background:${escapeHtml(colour)}"></i>${escapeHtml(label)}</li>`,
   );
   const list = items.length === 0 ? '' : `<ul class="legend">${items.join('')}</ul>`;
-  return `<figure data-chart="${escapeHtml(id)}">${svg}${list}<figcaption>${escapeHtml(caption)}</figcaption></figure>`;
+  return `<figure data-chart="${escapeHtml(id)}"><h3>${escapeHtml(title)}</h3>${svg}${list}<figcaption>${escapeHtml(caption)}</figcaption></figure>`;
 }
 
 export function chartsHtml(figures: readonly (Figure | null)[]): string {

@@ -21,7 +21,8 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 s
 main { max-width: 1040px; margin: 0 auto; padding: 2.5rem 1rem 4rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.01em; text-wrap: balance; }
 h2 { font-size: 1.25rem; line-height: 1.3; margin: 3.2rem 0 .4rem; text-wrap: balance; }
-p { max-width: 44rem; margin: .4rem 0 1rem; }
+h3 { font-size: .95rem; line-height: 1.3; margin: 0 0 .3rem; }
+p, ul.points { max-width: 44rem; margin: .4rem 0 1rem; }
 .lead { font-size: 1.1rem; }
 .eyebrow, figcaption, .legend, .note, footer { color: var(--soft); font-size: .86rem; line-height: 1.45; }
 .eyebrow { margin: 0 0 .6rem; }
@@ -31,6 +32,7 @@ figure svg { display: block; width: 100%; height: auto; overflow: visible; color
 figcaption { margin-top: .4rem; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem .9rem; margin: .3rem 0 0; padding: 0; }
 .legend i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; vertical-align: -.05em; }
+ul.points { padding-left: 1.1rem; margin: .4rem 0 1.2rem; }
 .scroll { overflow-x: auto; margin: .6rem 0 1rem; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .32rem .8rem .32rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }

@@ -1,18 +1,22 @@
 // An evaluation as one self-contained HTML page: no script, no network, readable on a phone and in the dark.
 // Joins sections; does not know how anything was measured.
 
+import { replaceFile, writeFully } from '../../base/atomic-file.ts';
 import type { Evaluation } from '../evaluate.ts';
 import { escapeHtml, factsHtml } from './html.ts';
 import { PAGE_STYLE } from './page-style.ts';
+import { taskSection } from './task-section.ts';
 import { costSection, errorSection, leadText, planSection, rateSection, spectrumSection } from './sections.ts';
 
 export interface ReportInput {
   readonly evaluation: Evaluation;
-  /** The command line that made it. */
-  readonly command: string;
-  /** Version, or commit, of the program. */
-  readonly producer: string;
   readonly date: Date;
+}
+
+/** Writes the page, whole or not at all. Throws KVTC_WRITE_FAILED. */
+export async function writeReport(path: string, input: ReportInput): Promise<void> {
+  const page = Buffer.from(renderReport(input));
+  await replaceFile(path, (file) => writeFully(file, page, 0));
 }
 
 /** The page as text. Sections that need a close-up are left out where the evaluation has none. */
@@ -21,7 +25,8 @@ export function renderReport(input: ReportInput): string {
   const { closeUp, settings } = evaluation;
   const title = `${settings.model}: what compressing its cache costs`;
   const sections = [
-    rateSection(evaluation),
+    ...(settings.documents.length === 0 ? [] : [rateSection(evaluation)]),
+    taskSection(evaluation),
     ...(closeUp === undefined
       ? []
       : [costSection(closeUp), spectrumSection(closeUp), planSection(closeUp), errorSection(closeUp)]),
@@ -42,14 +47,14 @@ export function renderReport(input: ReportInput): string {
   ].join('\n');
 }
 
-function runSection({ evaluation, command, producer, date }: ReportInput): string {
-  const { settings, machine, elapsedMs, closeUp } = evaluation;
+function runSection({ evaluation, date }: ReportInput): string {
+  const { settings, machine, elapsedMs, closeUp, command, commit } = evaluation;
   const kinds = new Map<string, number>();
   for (const { kind } of settings.documents) kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
   const minutes = Math.floor(elapsedMs / 60_000);
   const facts = factsHtml([
-    ['command', command],
-    ['program', producer],
+    ['command', command === '' ? 'a call of the library' : command],
+    ['commit', commit],
     ['date', date.toISOString()],
     ['took', `${minutes} min ${Math.round((elapsedMs - 60_000 * minutes) / 1000)} s`],
     ['model', settings.model],
@@ -57,7 +62,7 @@ function runSection({ evaluation, command, producer, date }: ReportInput): strin
     ['profile', settings.profileId],
     ['weights', settings.weights],
     ['exact tokens', `${settings.sinks} sinks, window ${settings.window}`],
-    ['documents', [...kinds].map(([kind, found]) => `${found} of ${kind}`).join(', ')],
+    ['documents', [...kinds].map(([kind, found]) => `${found} of ${kind}`).join(', ') || 'none'],
     [
       'looked at closely',
       closeUp === undefined ? 'none' : `${closeUp.document.source}, ${closeUp.document.tokens} tokens`,

@@ -3,10 +3,11 @@
 
 import type { StreamKind } from '../../base/geometry.ts';
 import { STREAMS } from '../../base/geometry.ts';
-import type { GroupType } from '../../codec/paper/plan.ts';
+import type { GroupType, PlanGroup } from '../../codec/paper/plan.ts';
+import type { RatioPlans } from '../../profile/profile.ts';
 import type { RatioCloseUp, Spectrum } from '../close-up.ts';
 import type { Figure } from './chart.ts';
-import { FAINT, INK, KEY_COLOUR, Plot, VALUE_COLOUR, decades, drawChart, shortNumber } from './chart.ts';
+import { INK, KEY_COLOUR, Plot, VALUE_COLOUR, decades, drawChart, shortNumber } from './chart.ts';
 
 const STREAM_NAMES: Readonly<Record<StreamKind, string>> = { key: 'keys', value: 'values' };
 const STREAM_COLOURS: Readonly<Record<StreamKind, string>> = { key: KEY_COLOUR, value: VALUE_COLOUR };
@@ -18,7 +19,10 @@ const TYPE_COLOURS: Readonly<Record<GroupType, string>> = {
 };
 const TYPE_BITS: Readonly<Record<GroupType, string>> = { fp8: '8 bit (fp8)', int4: '4 bit', int2: '2 bit' };
 
-type Spectra = Readonly<Record<StreamKind, Spectrum>>;
+export type Spectra = Readonly<Record<StreamKind, Spectrum>>;
+
+/** A ratio of the published codec's profile. */
+export type PlannedCloseUp = RatioCloseUp & { readonly plans: RatioPlans };
 
 /** Variance by component as a share of all energy: dashed from calibration, solid on the document. */
 export function spectrumChart(spectra: Spectra): Figure {
@@ -58,6 +62,7 @@ export function spectrumChart(spectra: Spectra): Figure {
   });
   return {
     id: 'spectrum',
+    title: 'Energy by component',
     svg,
     caption:
       'Share of the energy in each component. Solid: measured on this document. Dashed: on the calibration texts.',
@@ -93,6 +98,7 @@ export function energyChart(spectra: Spectra): Figure {
   });
   return {
     id: 'energy',
+    title: 'Energy captured',
     svg,
     caption:
       'Energy of this document that the first components hold. What is missing at the right end lies beyond the rank of the profile.',
@@ -101,13 +107,14 @@ export function energyChart(spectra: Spectra): Figure {
 }
 
 /** Components of one stream by the bits they get, one strip a ratio. */
-export function planChart(stream: StreamKind, ratios: readonly RatioCloseUp[], width: number): Figure {
+export function planChart(stream: StreamKind, ratios: readonly PlannedCloseUp[], width: number): Figure {
   const strips = ratios.flatMap(({ ratio, plans }) =>
-    plans[stream].groups.map(({ start, size, type }) => ({ ratio: `${ratio}x`, start, end: start + size, type })),
+    runsOfType(plans[stream].groups).map((run) => ({ ...run, ratio: `${ratio}x` })),
   );
   const last = Math.max(1, ...ratios.map(({ plans }) => plans[stream].rank));
   const svg = drawChart(`Bits by component, ${STREAM_NAMES[stream]}`, {
-    height: 70 + 30 * ratios.length,
+    height: 50 + 30 * ratios.length,
+    marginTop: 6,
     marginLeft: 40,
     x: { domain: [0, last], label: 'component', ticks: 5, tickFormat: shortNumber },
     y: { type: 'band', domain: ratios.map(({ ratio }) => `${ratio}x`), label: null, tickSize: 0, padding: 0.25 },
@@ -117,8 +124,6 @@ export function planChart(stream: StreamKind, ratios: readonly RatioCloseUp[], w
         x2: 'end',
         y: 'ratio',
         fill: ({ type }: (typeof strips)[number]) => TYPE_COLOURS[type],
-        stroke: FAINT,
-        strokeWidth: 0.3,
         title: ({ start, end, type }: (typeof strips)[number]) =>
           `components ${start + 1} to ${end}: ${TYPE_BITS[type]}`,
       }),
@@ -128,14 +133,26 @@ export function planChart(stream: StreamKind, ratios: readonly RatioCloseUp[], w
   const types = (['fp8', 'int4', 'int2'] as const).filter((type) => strips.some((strip) => strip.type === type));
   return {
     id: `plan-${stream}`,
+    title: `Bits of the ${STREAM_NAMES[stream]}`,
     svg,
-    caption: `Bits each component of the ${STREAM_NAMES[stream]} gets, by ratio; thin lines part the groups. All ${shortNumber(width - last)} components further right get none.`,
+    caption: `Bits each component of the ${STREAM_NAMES[stream]} gets, by ratio and in falling order of variance. All ${shortNumber(width - last)} components further right get none.`,
     legend: types.map((type) => ({ colour: TYPE_COLOURS[type], label: TYPE_BITS[type] })),
   };
 }
 
+/** Neighbouring groups of one type as one strip: the first groups are too narrow to see each. */
+function runsOfType(groups: readonly PlanGroup[]): { start: number; end: number; type: GroupType }[] {
+  const runs: { start: number; end: number; type: GroupType }[] = [];
+  for (const { start, size, type } of groups) {
+    const last = runs.at(-1);
+    if (last?.type === type && last.end === start) last.end += size;
+    else runs.push({ start, end: start + size, type });
+  }
+  return runs;
+}
+
 /** Components by type of one plan. */
-export function planCounts(closeUp: RatioCloseUp, stream: StreamKind): Readonly<Record<GroupType, number>> {
+export function planCounts(closeUp: PlannedCloseUp, stream: StreamKind): Readonly<Record<GroupType, number>> {
   const counts = { fp8: 0, int4: 0, int2: 0 };
   for (const { type, size } of closeUp.plans[stream].groups) counts[type] += size;
   return counts;

@@ -23,9 +23,9 @@ import { placeLabels } from './labels.ts';
 export type Measure = 'klNats' | 'copyKlNats';
 export type Rate = 'effectiveRatio' | 'paperRatio';
 
-const FRAME = { left: 50, right: CHART_WIDTH - 6, top: 26, bottom: CHART_HEIGHT - 40 };
+const FRAME = { left: 56, right: CHART_WIDTH - 6, top: 26, bottom: CHART_HEIGHT - 40 };
 
-export const MEASURE_NAMES: Readonly<Record<Measure, string>> = {
+const MEASURE_NAMES: Readonly<Record<Measure, string>> = {
   klNats: 'KL of the next token, nats',
   copyKlNats: 'KL when copying, nats',
 };
@@ -39,12 +39,26 @@ export function isPlainKvtc(row: EvaluationRow): boolean {
   return /^kvtc [\d.]+x$/u.test(row.treatment);
 }
 
-/** What a point is called in a chart. */
-function pointName(row: EvaluationRow): string {
-  return isPlainKvtc(row) ? `${row.ratio}x` : row.treatment;
+/** Rows that were compressed and measured, with what is drawn of them. */
+interface RatePoint {
+  readonly row: EvaluationRow;
+  readonly ratio: number;
+  readonly value: number;
 }
 
-/** Null when no row has the rate. */
+function pointsOf(
+  rows: readonly EvaluationRow[],
+  rate: Rate,
+  valueOf: (row: EvaluationRow) => number | null | undefined,
+): RatePoint[] {
+  return rows.flatMap((row) => {
+    const ratio = row[rate];
+    const value = valueOf(row) ?? NaN;
+    return ratio === null || !Number.isFinite(value) ? [] : [{ row, ratio, value }];
+  });
+}
+
+/** Loss against size, both logarithmic, with the floor as a band. Null when no row has both. */
 export function rateChart(
   id: string,
   rows: readonly EvaluationRow[],
@@ -52,70 +66,119 @@ export function rateChart(
   measure: Measure,
   rate: Rate,
 ): Figure | null {
-  const points = rows.flatMap((row) => {
-    const ratio = row[rate];
-    return ratio === null ? [] : [{ row, ratio, loss: row[measure], plain: isPlainKvtc(row) }];
-  });
+  const points = pointsOf(rows, rate, (row) => row[measure]);
   if (points.length === 0) return null;
-  const positive = [...points.map(({ loss }) => loss), floor[measure]].filter((loss) => loss > 0);
-  const bottom = floor[measure] > 0 ? floor[measure] / 2 : Math.min(...positive, 1) / 2;
-  const yDomain = [bottom, Math.max(...positive, bottom * 10) * 1.7] as const;
-  const ratios = points.map(({ ratio }) => ratio);
-  const xDomain = [Math.min(...ratios) / 1.25, Math.max(...ratios) * 1.3] as const;
-  const drawn = points.map((point) => ({ ...point, y: Math.max(point.loss, bottom) }));
-  const place = ({ ratio, y }: { ratio: number; y: number }): { x: number; y: number } => ({
+  const noise = floor[measure];
+  const positive = [...points.map(({ value }) => value), noise].filter((value) => value > 0);
+  const bottom = noise > 0 ? noise / 2 : Math.min(...positive, 1) / 2;
+  const domain = [bottom, Math.max(...positive, bottom * 10) * 1.7] as const;
+  const xDomain = ratioDomain(points);
+  const band = [
+    Plot.rect([0], { x1: xDomain[0], x2: xDomain[1], y1: bottom, y2: noise, fill: BAND }),
+    Plot.text([0], {
+      x: xDomain[1],
+      y: Math.sqrt(bottom * noise),
+      text: () => "the engine's own noise",
+      textAnchor: 'end',
+      dx: -4,
+      fill: INK,
+      fillOpacity: 0.7,
+      fontSize: FONT_SIZE - 1,
+    }),
+  ];
+  const svg = drawRate(
+    points.map((point) => ({ ...point, value: Math.max(point.value, bottom) })),
+    {
+      label: `${MEASURE_NAMES[measure]} against size: ${RATE_NAMES[rate]}`,
+      xDomain,
+      rate,
+      y: { type: 'log', domain, ticks: decades(domain), tickFormat: shortNumber, label: MEASURE_NAMES[measure] },
+      yShare: (value) => logShare(value, domain),
+      under: noise > 0 ? band : [],
+      tooltip: ({ row }) => `${row[measure].toPrecision(3)} nats`,
+    },
+  );
+  const title = `${measure === 'klNats' ? 'Prediction' : 'Copying'}, ${rate === 'effectiveRatio' ? 'every byte counted' : "by the paper's count"}`;
+  const caption = `Down is better, right is better. ${rate === 'effectiveRatio' ? 'Window, scales and headers are counted.' : 'The window of exact tokens is left out.'}`;
+  return { id, title, svg, caption };
+}
+
+/** Share of a task's questions that are still answered, against size. Null when the exact cache answers none. */
+export function taskChart(task: string, rows: readonly EvaluationRow[]): Figure | null {
+  const points = pointsOf(rows, 'effectiveRatio', (row) => row.tasks?.[task]?.accuracy);
+  if (points.length === 0) return null;
+  const domain = [-4, 104] as const;
+  const svg = drawRate(
+    points.map((point) => ({ ...point, value: 100 * point.value })),
+    {
+      label: `Answers to ${task} kept, against size`,
+      xDomain: ratioDomain(points),
+      rate: 'effectiveRatio',
+      y: { domain, ticks: [0, 25, 50, 75, 100], label: 'answers kept, %' },
+      yShare: (value) => (value - domain[0]) / (domain[1] - domain[0]),
+      under: [],
+      tooltip: ({ row }) => `${row.tasks?.[task]?.correct} of ${row.tasks?.[task]?.exactCorrect} answers kept`,
+    },
+  );
+  const figures = points[0]?.row.tasks?.[task];
+  const caption = `Of the ${figures?.exactCorrect} of ${figures?.questions} questions that the exact cache answers. Up is better, right is better.`;
+  return { id: `task-${task}`, title: `Task: ${task}`, svg, caption };
+}
+
+interface RateDrawing {
+  readonly label: string;
+  readonly xDomain: readonly [number, number];
+  readonly rate: Rate;
+  readonly y: Plot.ScaleOptions;
+  /** Height of a value as a share of the frame. */
+  readonly yShare: (value: number) => number;
+  readonly under: readonly Plot.Markish[];
+  readonly tooltip: (point: RatePoint) => string;
+}
+
+/** KVTC's ratios as a line, everything else as points, each with its name where there is room. */
+function drawRate(points: readonly RatePoint[], drawing: RateDrawing): string {
+  const { xDomain, yShare } = drawing;
+  const place = ({ ratio, value }: RatePoint): { x: number; y: number } => ({
     x: FRAME.left + (FRAME.right - FRAME.left) * logShare(ratio, xDomain),
-    y: FRAME.bottom - (FRAME.bottom - FRAME.top) * logShare(y, yDomain),
+    y: FRAME.bottom - (FRAME.bottom - FRAME.top) * yShare(value),
   });
-  const line = drawn.filter(({ plain }) => plain).toSorted((a, b) => a.ratio - b.ratio);
+  const line = points.filter(({ row }) => isPlainKvtc(row)).toSorted((a, b) => a.ratio - b.ratio);
+  const others = points.filter(({ row }) => !isPlainKvtc(row));
   const labels = placeLabels(
-    [...line, ...drawn.filter(({ plain }) => !plain)].map((point) => ({
+    [...line, ...others].map((point) => ({
       ...place(point),
-      label: pointName(point.row),
+      label: isPlainKvtc(point.row) ? `${point.row.ratio}x` : point.row.treatment.replace(' on rows', ''),
     })),
     FRAME,
     alongLine(line.map(place)),
     FONT_SIZE - 1,
   );
-  const svg = drawChart(`${MEASURE_NAMES[measure]} against size: ${RATE_NAMES[rate]}`, {
+  return drawChart(drawing.label, {
     marginLeft: FRAME.left,
     marginRight: CHART_WIDTH - FRAME.right,
     marginTop: FRAME.top,
     marginBottom: CHART_HEIGHT - FRAME.bottom,
-    x: { type: 'log', domain: xDomain, ticks: octaves(xDomain), tickFormat: shortNumber, label: RATE_NAMES[rate] },
-    y: {
+    x: {
       type: 'log',
-      domain: yDomain,
-      ticks: decades(yDomain),
+      base: 2,
+      domain: xDomain,
+      ticks: octaves(xDomain),
       tickFormat: shortNumber,
-      grid: true,
-      label: MEASURE_NAMES[measure],
+      label: RATE_NAMES[drawing.rate],
     },
+    y: { ...drawing.y, grid: true },
     marks: [
-      ...(floor[measure] > 0
-        ? [
-            Plot.rect([0], { x1: xDomain[0], x2: xDomain[1], y1: bottom, y2: floor[measure], fill: BAND }),
-            Plot.text([0], {
-              x: xDomain[1],
-              y: Math.sqrt(bottom * floor[measure]),
-              text: () => "the engine's own noise",
-              textAnchor: 'end',
-              dx: -4,
-              fill: INK,
-              fillOpacity: 0.7,
-              fontSize: FONT_SIZE - 1,
-            }),
-          ]
-        : []),
-      Plot.line(line, { x: 'ratio', y: 'y', stroke: KEY_COLOUR, strokeWidth: 2 }),
-      Plot.dot(drawn, {
+      ...drawing.under,
+      Plot.line(line, { x: 'ratio', y: 'value', stroke: KEY_COLOUR, strokeWidth: 2 }),
+      Plot.dot([...others, ...line], {
         x: 'ratio',
-        y: 'y',
+        y: 'value',
         r: 4,
-        fill: ({ plain }: (typeof drawn)[number]) => (plain ? KEY_COLOUR : RIVAL_COLOUR),
+        fill: ({ row }: RatePoint) => (isPlainKvtc(row) ? KEY_COLOUR : RIVAL_COLOUR),
         stroke: PAPER,
-        title: ({ row, ratio, loss }: (typeof drawn)[number]) =>
-          `${row.treatment}: ${ratio.toFixed(2)} times smaller, ${loss.toPrecision(3)} nats`,
+        title: (point: RatePoint) =>
+          `${point.row.treatment}: ${point.ratio.toFixed(2)} times smaller, ${drawing.tooltip(point)}`,
       }),
       ...labels.map(({ label, textX, textY, anchor }) =>
         Plot.text([label], {
@@ -131,11 +194,11 @@ export function rateChart(
       ),
     ],
   });
-  return {
-    id,
-    svg,
-    caption: `${MEASURE_NAMES[measure]} (down is better) against ${RATE_NAMES[rate]} (right is better).`,
-  };
+}
+
+function ratioDomain(points: readonly RatePoint[]): [number, number] {
+  const ratios = points.map(({ ratio }) => ratio);
+  return [Math.min(...ratios) / 1.25, Math.max(...ratios) * 1.3];
 }
 
 /** Points along a polyline, close enough that no label fits between. */

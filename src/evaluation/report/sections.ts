@@ -2,36 +2,20 @@
 // a table with every number. Does not know: how charts are drawn, the page around the sections.
 
 import { STREAMS } from '../../base/geometry.ts';
-import type { CloseUp, RatioCloseUp } from '../close-up.ts';
+import type { CloseUp } from '../close-up.ts';
 import type { Evaluation } from '../evaluate.ts';
 import type { EvaluationRow, OutputFigures } from '../summary.ts';
+import { shortNumber, wholeNumber } from './chart.ts';
 import { breakEvenTokens, bytesChart, bytesOf, timesChart } from './cost-charts.ts';
 import { headChart, positionChart, worstHead } from './error-charts.ts';
-import { chartsHtml, detailsHtml, sectionHtml, tableHtml } from './html.ts';
+import { chartsHtml, detailsHtml, escapeHtml, sectionHtml, tableHtml } from './html.ts';
+import type { PlannedCloseUp } from './profile-charts.ts';
 import { componentsFor, energyChart, planChart, planCounts, spectrumChart } from './profile-charts.ts';
 import type { Measure } from './rate-charts.ts';
 import { comparison, isPlainKvtc, mainRow, rateChart } from './rate-charts.ts';
+import { list, nats, percent, seconds, times } from './words.ts';
 
 const STREAM_NAMES = { key: 'keys', value: 'values' } as const;
-
-export function nats(value: number): string {
-  return value !== 0 && Math.abs(value) < 0.001 ? value.toExponential(1) : value.toFixed(4);
-}
-function percent(share: number, digits = 2): string {
-  return `${(100 * share).toFixed(digits)} %`;
-}
-function count(value: number): string {
-  return Math.round(value).toLocaleString('en-GB').replaceAll(',', ' ');
-}
-function times(ratio: number | null): string {
-  return ratio === null ? '–' : ratio.toFixed(2);
-}
-function seconds(elapsedMs: number): string {
-  return `${(elapsedMs / 1000).toPrecision(3)} s`;
-}
-function list(names: readonly string[]): string {
-  return names.length < 2 ? names.join('') : `${names.slice(0, -1).join(', ')} and ${names.at(-1)}`;
-}
 
 /** Rate against loss, and every number of the table. */
 export function rateSection({ rows, floor, settings }: Evaluation): string {
@@ -40,35 +24,40 @@ export function rateSection({ rows, floor, settings }: Evaluation): string {
     main === undefined || main.effectiveRatio === null
       ? 'What each ratio costs'
       : `A cache ${times(main.effectiveRatio)} times smaller costs ${nats(main.klNats)} nats a token` +
-        (floor.klNats > 0 ? `, ${(main.klNats / floor.klNats).toPrecision(2)} times the engine's own noise` : '');
+        (floor.klNats > 0 ? `, ${shortNumber(main.klNats / floor.klNats)} times the engine's own noise` : '');
   const text =
     `KL divergence of the next-token distribution, exact cache against restored cache, on ${settings.continuationTokens} tokens after a prefix of ${settings.prefixTokens}; ` +
-    `and on ${settings.copyTokens} tokens that repeat a passage of the prefix, which needs the keys to find it. ${rivalsText(rows)}`;
+    `and on ${settings.copyTokens} tokens that repeat a passage of the prefix, which needs the keys to find it.`;
   const charts = chartsHtml([
     rateChart('rate-kl', rows, floor, 'klNats', 'effectiveRatio'),
     rateChart('rate-copy-kl', rows, floor, 'copyKlNats', 'effectiveRatio'),
     rateChart('paper-rate-kl', rows, floor, 'klNats', 'paperRatio'),
     rateChart('paper-rate-copy-kl', rows, floor, 'copyKlNats', 'paperRatio'),
   ]);
-  return sectionHtml('quality', title, text, charts + rowsTable(rows, floor) + kindsTable(rows, floor));
+  return sectionHtml(
+    'quality',
+    title,
+    text,
+    charts + rivalsHtml(rows) + rowsTable(rows, floor) + kindsTable(rows, floor),
+  );
 }
 
-function rivalsText(rows: readonly EvaluationRow[]): string {
-  const of = (measure: Measure, what: string): string => {
+/** Who beats whom on size and loss at once, in words: also where kvtc loses. */
+function rivalsHtml(rows: readonly EvaluationRow[]): string {
+  const lines = (['klNats', 'copyKlNats'] as const).flatMap((measure: Measure) => {
     const { beaten, beating, apart } = comparison(rows, measure);
-    if (beaten.length + beating.length + apart.length === 0) return '';
-    const parts = [
-      beaten.length === 0 ? '' : `some ratio of kvtc is both smaller and closer than ${list(beaten)}`,
-      beating.length === 0
-        ? ''
-        : `${list(beating)} ${beating.length === 1 ? 'is' : 'are'} both smaller and closer than some ratio of kvtc`,
+    const what = measure === 'klNats' ? 'Prediction' : 'Copying';
+    return [
+      beaten.length === 0 ? '' : `${what}: kvtc at some ratio is smaller and closer to exact than ${list(beaten)}.`,
+      beating.length === 0 ? '' : `${what}: kvtc loses at some ratio to ${list(beating)}, smaller and closer at once.`,
       apart.length === 0
         ? ''
-        : `${list(apart)} ${apart.length === 1 ? 'is' : 'are'} at sizes or losses kvtc was not measured at`,
-    ].filter((part) => part !== '');
-    return `${what}: ${parts.join('; ')}.`;
-  };
-  return [of('klNats', 'By KL'), of('copyKlNats', 'By copying')].filter((part) => part !== '').join(' ');
+        : `${what}: neither wins in both ways against ${list(apart)}; one is smaller, the other closer to exact.`,
+    ].filter((line) => line !== '');
+  });
+  return lines.length === 0
+    ? ''
+    : `<ul class="points">${lines.map((line) => `<li>${escapeHtml(line)}</li>`).join('')}</ul>`;
 }
 
 function figuresOf(row: OutputFigures): string[] {
@@ -91,7 +80,7 @@ function rowsTable(rows: readonly EvaluationRow[], floor: EvaluationRow): string
     times(row.paperRatio),
     times(row.effectiveRatio),
     ...figuresOf(row),
-    row.storedBytes === null ? '–' : count(row.storedBytes),
+    row.storedBytes === null ? '–' : wholeNumber(row.storedBytes),
     row.effectiveRatio === null ? '–' : seconds(row.compressMs),
     row.effectiveRatio === null ? '–' : seconds(row.restoreMs),
     `${row.documents}`,
@@ -112,18 +101,19 @@ function kindsTable(rows: readonly EvaluationRow[], floor: EvaluationRow): strin
 }
 
 /** The ratio most charts show: nearest the paper's 16x. */
-function mainRatio(closeUp: CloseUp): RatioCloseUp | undefined {
-  const distance = ({ ratio }: RatioCloseUp): number => Math.abs(Math.log2(ratio / 16));
-  return closeUp.ratios.toSorted((a, b) => distance(a) - distance(b))[0];
+function mainRatio<T extends { readonly ratio: number }>(ratios: readonly T[]): T | undefined {
+  const distance = ({ ratio }: T): number => Math.abs(Math.log2(ratio / 16));
+  return ratios.toSorted((a, b) => distance(a) - distance(b))[0];
 }
 
 export function spectrumSection({ spectrum }: CloseUp): string {
+  if (spectrum === null) return '';
   const parts = STREAMS.map((stream) => {
     const needed = componentsFor(spectrum[stream], 0.9);
     const held = spectrum[stream].points.at(-1)?.captured ?? 0;
     return needed === null
       ? `the profile's rank holds ${percent(held, 0)} of the ${STREAM_NAMES[stream]}`
-      : `${count(needed)} of ${count(spectrum[stream].width)} components hold 90 % of the ${STREAM_NAMES[stream]}`;
+      : `${wholeNumber(needed)} of ${wholeNumber(spectrum[stream].width)} components hold 90 % of the ${STREAM_NAMES[stream]}`;
   });
   const title = `Energy gathers in few directions: ${parts.join(', ')}`;
   const text =
@@ -151,16 +141,17 @@ export function spectrumSection({ spectrum }: CloseUp): string {
   );
 }
 
-export function planSection(closeUp: CloseUp): string {
-  const main = mainRatio(closeUp);
-  if (main === undefined) return '';
+export function planSection({ ratios, spectrum }: CloseUp): string {
+  const planned = ratios.filter((one): one is PlannedCloseUp => one.plans !== null);
+  const main = mainRatio(planned);
+  if (main === undefined || spectrum === null) return '';
   const counts = planCounts(main, 'key');
-  const width = closeUp.spectrum.key.width;
+  const { width } = spectrum.key;
   const kept = counts.fp8 + counts.int4 + counts.int2;
-  const title = `At ${main.ratio}x, ${count(counts.fp8)} key components get 8 bits, ${count(counts.int4)} get 4, ${count(counts.int2)} get 2 and ${count(width - kept)} none`;
+  const title = `At ${main.ratio}x, ${wholeNumber(counts.fp8)} key components get 8 bits, ${wholeNumber(counts.int4)} get 4, ${wholeNumber(counts.int2)} get 2 and ${wholeNumber(width - kept)} none`;
   const text = 'The plan spreads a budget of bits over the components so that the expected squared error is least.';
-  const charts = STREAMS.map((stream) => planChart(stream, closeUp.ratios, closeUp.spectrum[stream].width));
-  const lines = closeUp.ratios.flatMap((one) =>
+  const charts = STREAMS.map((stream) => planChart(stream, planned, spectrum[stream].width));
+  const lines = planned.flatMap((one) =>
     STREAMS.map((stream) => {
       const types = planCounts(one, stream);
       const { rank, groups } = one.plans[stream];
@@ -168,11 +159,11 @@ export function planSection(closeUp: CloseUp): string {
       const measured = one.errors[stream].total;
       return [
         `${one.ratio}x ${STREAM_NAMES[stream]}`,
-        count(rank),
+        wholeNumber(rank),
         `${groups.length}`,
-        count(types.fp8),
-        count(types.int4),
-        count(types.int2),
+        wholeNumber(types.fp8),
+        wholeNumber(types.int4),
+        wholeNumber(types.int2),
         percent(predicted),
         percent(measured),
       ];
@@ -183,7 +174,7 @@ export function planSection(closeUp: CloseUp): string {
 }
 
 export function errorSection(closeUp: CloseUp): string {
-  const main = mainRatio(closeUp);
+  const main = mainRatio(closeUp.ratios);
   if (main === undefined) return '';
   const worst = STREAMS.map((stream) => ({ stream, ...worstHead(main, stream) })).toSorted(
     (a, b) => b.error - a.error,
@@ -249,9 +240,9 @@ export function costSection(closeUp: CloseUp): string {
     ['', ...names, 'file', 'cache', 'paper ratio', 'every byte'],
     ratios.map((one) => [
       `${one.ratio}x`,
-      ...one.parts.map(({ byteLength }) => count(byteLength)),
-      count(bytesOf(one)),
-      count(one.rawBytes),
+      ...one.parts.map(({ byteLength }) => wholeNumber(byteLength)),
+      wholeNumber(bytesOf(one)),
+      wholeNumber(one.rawBytes),
       times(one.paperRatio),
       times(one.effectiveRatio),
     ]),
@@ -261,14 +252,14 @@ export function costSection(closeUp: CloseUp): string {
   const prefill = measured.prefill.at(-1);
   const factor = last === undefined || prefill === undefined ? 0 : prefill.elapsedMs / last.elapsedMs;
   const timesTitle =
-    `Restoring ${count(last?.tokens ?? 0)} tokens takes ${seconds(last?.elapsedMs ?? 0)}, prefilling them ${seconds(prefill?.elapsedMs ?? 0)}: ${factor.toPrecision(2)} times as long` +
-    (even === null ? '' : `. A fresh process gains from ${count(even)} tokens on`);
-  const timesText = `Restoring from memory at ${measured.ratio}x, medians of three; loading the bases takes ${seconds(measured.loadBasesMs)}, once in a process. Prefill as the engine does it, 512 tokens at a time.`;
+    `Restoring ${wholeNumber(last?.tokens ?? 0)} tokens takes ${seconds(last?.elapsedMs ?? 0)}, prefilling them ${seconds(prefill?.elapsedMs ?? 0)}: ${factor.toPrecision(2)} times as long` +
+    evenText(even, measured.exactTokens);
+  const timesText = `Restoring from memory at ${measured.ratio}x, medians of three; the ${measured.exactTokens} exact tokens are only copied; loading the bases takes ${seconds(measured.loadBasesMs)}, once in a process. Prefill as the engine does it, 512 tokens at a time.`;
   const timesTable = tableHtml(
     ['', 'tokens', 'time'],
     [
-      ...measured.prefill.map((point) => ['prefill', count(point.tokens), seconds(point.elapsedMs)]),
-      ...measured.restore.map((point) => ['restore', count(point.tokens), seconds(point.elapsedMs)]),
+      ...measured.prefill.map((point) => ['prefill', wholeNumber(point.tokens), seconds(point.elapsedMs)]),
+      ...measured.restore.map((point) => ['restore', wholeNumber(point.tokens), seconds(point.elapsedMs)]),
     ],
   );
   return (
@@ -280,6 +271,13 @@ export function costSection(closeUp: CloseUp): string {
       chartsHtml([timesChart(measured)]) + detailsHtml('Every number', timesTable),
     )
   );
+}
+
+function evenText(even: number | null, exactTokens: number): string {
+  if (even === null) return '. A fresh process, which loads the bases first, gains nothing at these lengths';
+  return even <= exactTokens + 1
+    ? '. Even a fresh process, which loads the bases first, gains at every length'
+    : `. A fresh process, which loads the bases first, gains from ${wholeNumber(even)} tokens on`;
 }
 
 /** A sentence on the whole, for the head of the page. */

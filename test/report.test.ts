@@ -1,0 +1,247 @@
+// The report of a real evaluation of a tiny model, as a browser shows it: every chart has marks, nothing fails, nothing
+// sticks out, by day and by night, on a desk and on a phone. Needs Chromium (CONTRIBUTING.md); on CI it must be there.
+
+import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, it } from 'node:test';
+import { pathToFileURL } from 'node:url';
+import type { BrowserContext, Page } from 'playwright-core';
+import { chromium } from 'playwright-core';
+import { isKvtcError } from '../src/base/errors.ts';
+import type { Evaluation } from '../src/evaluation/evaluate.ts';
+import { evaluate } from '../src/evaluation/evaluate.ts';
+import { renderReport, writeReport } from '../src/evaluation/report/page.ts';
+import { rowRivals } from '../src/evaluation/rivals/treatments.ts';
+import { makeTinyWorld, tinyText } from './tiny-world.ts';
+
+const CHROMIUM = process.env['KVTC_CHROMIUM'] ?? '/usr/bin/chromium';
+const FLAGS = [
+  '--no-sandbox',
+  '--disable-gpu',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+];
+/** Without tasks; those add a chart each, and grids. */
+const CHARTS = [
+  'bytes',
+  'energy',
+  'heads-key-2',
+  'heads-key-4',
+  'heads-key-8',
+  'heads-value-2',
+  'heads-value-4',
+  'heads-value-8',
+  'paper-rate-copy-kl',
+  'paper-rate-kl',
+  'plan-key',
+  'plan-value',
+  'positions-key',
+  'positions-value',
+  'rate-copy-kl',
+  'rate-kl',
+  'spectrum',
+  'times',
+];
+
+let folder = '';
+let pagePath = '';
+let evaluation: Evaluation;
+
+before(async () => {
+  const world = await makeTinyWorld('llama');
+  folder = world.directory;
+  pagePath = join(folder, 'report.html');
+  const texts = ['even', 'odd'].map((kind, i) => ({
+    kind,
+    source: `<${kind}> & co`,
+    text: sentences(tinyText(900, 50 + i)),
+  }));
+  const measured = await evaluate({
+    modelPath: world.modelPath,
+    profilePath: world.profilePath,
+    texts,
+    prefixTokens: 512,
+    continuationTokens: 64,
+    copyTokens: 64,
+    documents: 2,
+    treatments: ({ model }) => rowRivals(model.identity.geometry).slice(0, 3),
+    tasks: { names: ['needle'], lengths: [200, 300], items: 2 },
+    cacheDirectory: join(folder, 'cache'),
+    closeUp: true,
+    threads: 1,
+    command: 'kvtc evaluate <tiny> --report out.html',
+  });
+  evaluation = withAnswers(measured);
+  await writeReport(pagePath, { evaluation, date: new Date(0) });
+});
+after(() => rm(folder, { recursive: true, force: true }));
+
+/** Tasks hide things between sentences. */
+function sentences(text: string): string {
+  return text.replaceAll(/((?:\w+ ){6}\w+) /gu, '$1. ');
+}
+
+/**
+ * A model of random weights answers nothing, so that its grids are empty. To see full ones, every question counts as
+ * answered by the exact cache, and those of even depths as kept; nothing else is changed.
+ */
+function withAnswers(measured: Evaluation): Evaluation {
+  const answered = (row: Evaluation['floor']): Evaluation['floor'] => ({
+    ...row,
+    tasks: Object.fromEntries(
+      Object.entries(row.tasks ?? {}).map(([name, figures]) => {
+        const cells = figures.cells.map((cell, i) => {
+          const correct = i % 2 === 0 ? cell.questions : 0;
+          return { ...cell, exactCorrect: cell.questions, correct };
+        });
+        const correct = cells.reduce((sum, cell) => sum + cell.correct, 0);
+        const exactCorrect = figures.questions;
+        return [name, { ...figures, cells, exactCorrect, correct, accuracy: correct / exactCorrect }];
+      }),
+    ),
+  });
+  return { ...measured, rows: measured.rows.map(answered), floor: answered(measured.floor) };
+}
+
+describe('the report page', () => {
+  it('is one file that loads nothing and runs nothing', async () => {
+    const html = await readFile(pagePath, 'utf8');
+    assert.doesNotMatch(html, /<script|<link|<iframe|<img|@import|\burl\(\s*['"]?(?!#)/iu);
+    assert.doesNotMatch(html.replaceAll(/http:\/\/www\.w3\.org\/[\w/]+/gu, ''), /https?:\/\//u);
+    assert.match(html, /default-src 'none'/u);
+    assert.doesNotMatch(html, /NaN|undefined|Infinity|\[object/u);
+  });
+
+  it('names what was run and escapes what came from outside', async () => {
+    const html = await readFile(pagePath, 'utf8');
+    const { settings, machine, commit } = evaluation;
+    for (const fact of [settings.modelFingerprint, settings.profileId, machine.processor, machine.engine, commit]) {
+      assert.ok(html.includes(fact), fact);
+    }
+    assert.ok(html.includes('kvtc evaluate &#60;tiny&#62;') && html.includes('&#60;even&#62; &#38; co'));
+    for (const row of evaluation.rows) assert.ok(html.includes(row.treatment), row.treatment);
+  });
+
+  it('is the same for the same evaluation read back from JSON', () => {
+    const again: Evaluation = JSON.parse(JSON.stringify(evaluation)) as Evaluation;
+    const date = new Date(0);
+    assert.equal(renderReport({ evaluation: again, date }), renderReport({ evaluation, date }));
+  });
+
+  it('leaves out the sections that were not measured', () => {
+    const { closeUp: _, ...rest } = evaluation;
+    const bare = { ...rest, rows: rest.rows.map(({ tasks: __, ...row }) => row) };
+    const html = renderReport({ evaluation: bare, date: new Date(0) });
+    const charts = [...html.matchAll(/data-chart="([^"]+)"/gu)].map(([, id]) => id);
+    assert.deepEqual(charts.toSorted(), ['paper-rate-copy-kl', 'paper-rate-kl', 'rate-copy-kl', 'rate-kl']);
+  });
+
+  it('is not half written where it cannot be written', async () => {
+    await assert.rejects(writeReport(join(folder, 'none', 'report.html'), { evaluation, date: new Date(0) }), (error) =>
+      isKvtcError(error, 'KVTC_WRITE_FAILED'),
+    );
+  });
+
+  const missing = existsSync(CHROMIUM) ? false : `${CHROMIUM} is not installed: apt-get install chromium`;
+  describe('in a browser', { skip: process.env['CI'] === undefined ? missing : false }, () => {
+    let browser: BrowserContext;
+    let page: Page;
+    let profile = '';
+    const trouble: string[] = [];
+
+    before(async () => {
+      assert.equal(missing, false);
+      profile = await mkdtemp(join(tmpdir(), 'kvtc-chromium-'));
+      const options = { executablePath: CHROMIUM, headless: true, args: FLAGS };
+      browser = await chromium.launchPersistentContext(profile, options);
+      page = await browser.newPage();
+      page.on('console', (message) => trouble.push(message.text()));
+      page.on('pageerror', (error) => trouble.push(String(error)));
+      page.on('request', (request) => {
+        if (!request.url().startsWith('file:')) trouble.push(`asked for ${request.url()}`);
+      });
+    });
+    after(async () => {
+      await browser?.close();
+      await rm(profile, { recursive: true, force: true });
+    });
+
+    for (const colorScheme of ['light', 'dark'] as const) {
+      for (const width of [390, 1120]) {
+        it(`draws every chart, ${colorScheme}, ${width} pixels wide`, async () => {
+          await page.setViewportSize({ width, height: 900 });
+          await page.emulateMedia({ colorScheme });
+          await page.goto(pathToFileURL(pagePath).href);
+          const seen = (await page.evaluate(LOOK)) as Seen;
+          assert.deepEqual(trouble, []);
+          assert.ok(seen.scrollWidth <= width, `${seen.scrollWidth} pixels in ${width}`);
+          assert.ok(colorScheme === 'dark' ? seen.lightness < 60 : seen.lightness > 200, `lightness ${seen.lightness}`);
+          const ids = seen.charts.map(({ id }) => id).filter((id) => !/^(task|grid)-/u.test(id));
+          assert.deepEqual(ids.toSorted(), CHARTS);
+          const extra = seen.charts.filter(({ id }) => id.startsWith('task-') || id.startsWith('grid-needle'));
+          assert.ok(extra.length > 4, extra.map(({ id }) => id).join());
+          for (const { id, marks, broken, outside, colours } of seen.charts) {
+            assert.ok(marks > 0, `${id} has no marks`);
+            assert.ok(colours > 0, `${id} has nothing that can be told from the page`);
+            assert.deepEqual([broken, outside], [[], []], id);
+          }
+        });
+      }
+    }
+  });
+});
+
+interface Seen {
+  readonly scrollWidth: number;
+  /** Of the page's background, 0 to 255. */
+  readonly lightness: number;
+  readonly charts: readonly {
+    readonly id: string;
+    /** Shapes with an extent outside axes and grids. */
+    readonly marks: number;
+    /** Attributes that are no numbers. */
+    readonly broken: readonly string[];
+    /** Texts that leave the page. */
+    readonly outside: readonly string[];
+    /** Marks' colours that differ from the background. */
+    readonly colours: number;
+  }[];
+}
+
+/** Runs in the page, where this file's types are not: text, so that none of them is promised. */
+const LOOK = `(() => {
+  for (const details of document.querySelectorAll('details')) details.open = true;
+  const background = getComputedStyle(document.body).backgroundColor;
+  const lightness = background.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part) / 3, 0);
+  const charts = [...document.querySelectorAll('figure[data-chart]')].map((figure) => {
+    const svg = figure.querySelector('svg');
+    const shapes = [...svg.querySelectorAll('path, rect, circle, line')].filter(
+      (shape) => !shape.closest('[aria-label$="axis tick"], [aria-label$="grid"], marker'),
+    );
+    const drawn = shapes.filter((shape) => {
+      const { width, height } = shape.getBoundingClientRect();
+      return width + height > 0.5;
+    });
+    const colours = new Set(
+      drawn.flatMap((shape) => [getComputedStyle(shape).fill, getComputedStyle(shape).stroke]),
+    );
+    colours.delete('none');
+    colours.delete(background);
+    const broken = [...svg.querySelectorAll('*')].flatMap((node) =>
+      [...node.attributes].filter(({ value }) => /NaN|undefined|Infinity/.test(value)).map(({ name, value }) => name + '=' + value),
+    );
+    const outside = [...svg.querySelectorAll('text')]
+      .filter((text) => {
+        const { left, right, width } = text.getBoundingClientRect();
+        return width > 0 && (left < -1 || right > innerWidth + 1);
+      })
+      .map((text) => text.textContent);
+    return { id: figure.dataset.chart, marks: drawn.length, broken, outside, colours: colours.size };
+  });
+  return { scrollWidth: document.documentElement.scrollWidth, lightness, charts };
+})()`;
