@@ -30,6 +30,12 @@ const DEFAULT_EXPONENT = 0.3;
 /** Tables are trained at steps half an octave apart. */
 const TRAINING_STRIDE = SCALE_UNITS / 2;
 
+/** No ratio worth having needs a step finer than this many octaves below the first component's deviation. */
+const TRAINING_REACH = 12;
+
+/** Components under this share of the first one's deviation are left out of predictions. */
+const LEAST_DEVIATION = 1e-4;
+
 /** Finest trained step: so many octaves below the last component's deviation, which then takes about 4 bits. */
 const TRAINING_OCTAVES = 4;
 
@@ -173,7 +179,7 @@ function normalised(metrics: Sensitivity['metrics']): Sensitivity['metrics'] {
 /** From where only the first components are coded to where the last takes about 4 bits. */
 function trainingSteps(scales: Int16Array): number[] {
   const first = scales[0]!;
-  const last = scales.at(-1)! - TRAINING_OCTAVES * SCALE_UNITS;
+  const last = Math.max(scales.at(-1)! - TRAINING_OCTAVES * SCALE_UNITS, first - TRAINING_REACH * SCALE_UNITS);
   const steps: number[] = [];
   for (let stepIndex = first; stepIndex >= last; stepIndex -= TRAINING_STRIDE) steps.push(stepIndex);
   return steps;
@@ -185,7 +191,7 @@ async function fitPredictor(
   fitted: Readonly<Record<StreamKind, FittedStream>>,
   { backend, rows, sinks = 0, signal, onEvent }: WtcFitOptions,
 ): Promise<Awaited<ReturnType<typeof fitTokenPredictor>>> {
-  const rank = Math.min(PREDICTOR_COMPONENTS, fitted.key.scales.length, fitted.value.scales.length);
+  const rank = Math.min(PREDICTOR_COMPONENTS, ...STREAMS.map((stream) => movingComponents(fitted[stream].deviations)));
   const { documents, documentTokens } = importance;
   const parts: Record<StreamKind, Float32Array[]> = { key: [], value: [] };
   const targets: Record<StreamKind, Float32Array[]> = { key: [], value: [] };
@@ -218,6 +224,12 @@ async function fitPredictor(
     deviations,
     backend,
   );
+}
+
+/** Components that vary at all: others tell nothing, and their coefficients divided by nearly 0 tell nonsense. */
+function movingComponents(deviations: Float32Array): number {
+  const still = deviations.findIndex((deviation) => deviation < LEAST_DEVIATION * deviations[0]!);
+  return still < 0 ? deviations.length : still;
 }
 
 function joined(parts: readonly Float32Array[]): Float32Array {

@@ -1,0 +1,344 @@
+// The codec wtc the whole way on tiny models: texts → profile → state → container → state, and all that can be wrong.
+
+import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { before, describe, test } from 'node:test';
+import type { ErrorCode } from '../src/base/errors.ts';
+import { isKvtcError } from '../src/base/errors.ts';
+import { STREAMS } from '../src/base/geometry.ts';
+import { f16ToF32 } from '../src/base/half.ts';
+import { seededRandom } from '../src/base/random.ts';
+import { calibrate } from '../src/cache/calibrate.ts';
+import type { Coder } from '../src/cache/coder.ts';
+import { openCoder } from '../src/cache/coder.ts';
+import type { CompressOptions } from '../src/cache/compress.ts';
+import { inspect } from '../src/cache/inspect.ts';
+import type { Sensitivity } from '../src/calibration/sensitivity-file.ts';
+import { writeSensitivity } from '../src/calibration/sensitivity-file.ts';
+import { canonicalJson } from '../src/container/canonical-json.ts';
+import { SectionKind } from '../src/container/format.ts';
+import { openContainer } from '../src/container/reader.ts';
+import { memoryTarget } from '../src/container/target.ts';
+import { openModel } from '../src/engines/llama/session.ts';
+import { gatherRows, parseState, rowBytesOf } from '../src/engines/llama/state.ts';
+import { openProfile, verifyProfile } from '../src/profile/open-profile.ts';
+import { replaceSection } from './container-surgery.ts';
+import type { TinyWorld } from './tiny-world.ts';
+import { makeTinyWorld, prefilledState, tinyCalibration, tinyText } from './tiny-world.ts';
+
+const TOKENS = 700;
+const hasCode =
+  (code: ErrorCode) =>
+  (error: unknown): boolean =>
+    isKvtcError(error, code);
+
+let world: TinyWorld;
+let layers = 0;
+let state: Uint8Array;
+let tokens: Int32Array;
+/** Profiles of the same rows: all values alike, weighted, weighted with token steps. */
+let paths: { readonly plain: string; readonly weighted: string; readonly steps: string };
+
+before(async () => {
+  world = await makeTinyWorld('llama');
+  ({ state, tokens } = await prefilledState(world.modelPath, TOKENS));
+  const model = await openModel(world.modelPath);
+  const { identity } = model;
+  layers = identity.geometry.layers;
+  const sensitivity = madeUpSensitivity(identity, (text) => model.tokenize(text, { addSpecial: false }));
+  model.close();
+  const at = (name: string): string => join(world.directory, name);
+  await writeSensitivity(at('weighted.sensitivity'), { ...sensitivity, importance: null });
+  await writeSensitivity(at('steps.sensitivity'), sensitivity);
+  paths = { plain: at('plain'), weighted: at('weighted'), steps: at('steps') };
+  for (const name of ['plain', 'weighted', 'steps'] as const) {
+    await calibrate({
+      ...tinyCalibration(world.modelPath, paths[name]),
+      codec: 'wtc',
+      ...(name === 'plain' ? {} : { sensitivity: at(`${name}.sensitivity`) }),
+    });
+  }
+});
+
+/** Heads that matter more and more, and tokens whose importance is their id's. */
+function madeUpSensitivity(
+  model: { readonly architecture: string; readonly name: string; readonly geometry: Sensitivity['model']['geometry'] },
+  tokenize: (text: string) => Int32Array,
+): Sensitivity {
+  const { geometry } = model;
+  const heads = geometry.layers * geometry.kvHeads;
+  const random = seededRandom(5);
+  const metric = (dim: number): Sensitivity['metrics']['key'] => {
+    const blocks = new Float32Array(heads * dim * dim);
+    for (let h = 0; h < heads; h++) {
+      for (let d = 0; d < dim; d++) blocks[(h * dim + d) * dim + d] = (h + 1) * (0.5 + random.uniform());
+    }
+    return { heads, headDim: dim, blocks };
+  };
+  const documentTokens = 512;
+  const documents = 12;
+  const ids = new Int32Array(documents * documentTokens);
+  const importance = new Float32Array(ids.length).fill(NaN);
+  for (let d = 0; d < documents; d++) {
+    const document = tokenize(tinyText(documentTokens, 40 + d)).subarray(0, documentTokens);
+    assert.equal(document.length, documentTokens);
+    ids.set(document, d * documentTokens);
+    for (let t = 4; t < documentTokens - 16; t++) {
+      importance[d * documentTokens + t] = 2 ** (3 * Math.sin((document[t] as number) * 1.7));
+    }
+  }
+  return {
+    method: 'forward',
+    producer: 'test',
+    model: { architecture: model.architecture, name: model.name, fingerprint: null, geometry },
+    settings: {},
+    metrics: { key: metric(geometry.keyHeadDim), value: metric(geometry.valueHeadDim) },
+    importance: { tokens: ids, documents, documentTokens, key: importance, value: importance.slice() },
+  };
+}
+
+function rowsOf(bytes: Uint8Array, stream: 'key' | 'value', startToken: number, endToken: number): Uint8Array {
+  const view = parseState(bytes);
+  const rows = new Uint8Array((endToken - startToken) * layers * rowBytesOf(view, stream));
+  gatherRows(view, stream, { startLayer: 0, endLayer: layers }, { startToken, endToken }, rows);
+  return rows;
+}
+
+function relativeError(restored: Uint8Array, startToken: number, endToken: number): number {
+  return Math.max(
+    ...STREAMS.map((stream) => {
+      const a = new Uint16Array(rowsOf(state, stream, startToken, endToken).buffer);
+      const b = new Uint16Array(rowsOf(restored, stream, startToken, endToken).buffer);
+      let error = 0;
+      let energy = 0;
+      for (let i = 0; i < a.length; i++) {
+        error += (f16ToF32(a[i] as number) - f16ToF32(b[i] as number)) ** 2;
+        energy += f16ToF32(a[i] as number) ** 2;
+      }
+      return error / energy;
+    }),
+  );
+}
+
+async function through(
+  coder: Coder,
+  options: CompressOptions,
+): Promise<{ bytes: Uint8Array; restored: Uint8Array; paperRatio: number }> {
+  const target = memoryTarget();
+  const { paperRatio } = await coder.compress(state, target, { tokens, ...options });
+  const bytes = target.bytes();
+  return { bytes, paperRatio, restored: (await coder.restore(bytes)).state };
+}
+
+async function withCoder<T>(path: string, use: (coder: Coder) => Promise<T>): Promise<T> {
+  const coder = await openCoder(path);
+  try {
+    return await use(coder);
+  } finally {
+    await coder.close();
+  }
+}
+
+for (const name of ['plain', 'weighted', 'steps'] as const) {
+  test(`${name}: ratios come near what was asked for, and cost more error the higher they are`, async () => {
+    await verifyProfile(paths[name]);
+    await withCoder(paths[name], async (coder) => {
+      let before = { bytes: Infinity, error: 0 };
+      for (const ratio of [8, 12, 18, 30]) {
+        const { bytes, restored, paperRatio } = await through(coder, { ratio, window: 0 });
+        const error = relativeError(restored, 4, TOKENS);
+        assert.ok(paperRatio > 0.6 * ratio && paperRatio < 1.4 * ratio, `${paperRatio} at ${ratio}`);
+        assert.ok(bytes.length < before.bytes && error > before.error, `${bytes.length} bytes, error ${error}`);
+        assert.ok(error < 0.9);
+        before = { bytes: bytes.length, error };
+        assert.deepEqual(rowsOf(restored, 'key', 0, 4), rowsOf(state, 'key', 0, 4), 'sinks are exact');
+      }
+    });
+  });
+}
+
+test('weighted profiles have an analysis of their own, and spend more on heads that matter', async () => {
+  const profile = await openProfile(paths.weighted);
+  assert.ok(profile.codec === 'wtc');
+  assert.notEqual(profile.stream('key').analysis, profile.stream('key').synthesis);
+  assert.equal(profile.predictor, null);
+  await profile.close();
+  const perHead = async (path: string): Promise<number> =>
+    withCoder(path, async (coder) => {
+      const { restored } = await through(coder, { ratio: 16, window: 0 });
+      const { kvHeads, keyHeadDim } = coder.profile.model.geometry;
+      const a = new Uint16Array(rowsOf(state, 'key', 4, TOKENS).buffer);
+      const b = new Uint16Array(rowsOf(restored, 'key', 4, TOKENS).buffer);
+      const perLayer = a.length / layers;
+      const errorOf = (layer: number): number => {
+        let error = 0;
+        for (let i = layer * perLayer; i < (layer + 1) * perLayer; i++) {
+          error += (f16ToF32(a[i] as number) - f16ToF32(b[i] as number)) ** 2;
+        }
+        return error;
+      };
+      assert.ok(kvHeads * keyHeadDim > 0);
+      return errorOf(layers - 1) / errorOf(0);
+    });
+  assert.ok((await perHead(paths.weighted)) < (await perHead(paths.plain)));
+});
+
+test('token steps differ between tokens and are carried by the file alone', async () => {
+  const profile = await openProfile(paths.steps);
+  assert.ok(profile.codec === 'wtc' && profile.predictor !== null);
+  assert.ok(profile.steps.every(({ exponent }) => exponent === 0.3));
+  await profile.close();
+  await withCoder(paths.steps, async (coder) => {
+    const { restored } = await through(coder, { ratio: 12, window: 0 });
+    const errors = Array.from({ length: 600 }, (_, t) => relativeError(restored, 10 + t, 11 + t));
+    const log = (t: number): number => Math.log2(errors[t - 10] as number);
+    const important: number[] = [];
+    const others: number[] = [];
+    for (let t = 10; t < 610; t++) (Math.sin((tokens[t] as number) * 1.7) > 0 ? important : others).push(log(t));
+    const mean = (values: number[]): number => values.reduce((a, b) => a + b, 0) / values.length;
+    assert.ok(mean(important) < mean(others), `${mean(important)} and ${mean(others)}`);
+  });
+});
+
+describe('the newest tokens', () => {
+  test('are coded finer unless asked otherwise', async () => {
+    await withCoder(paths.plain, async (coder) => {
+      const finer = await through(coder, { ratio: 16 });
+      const without = await through(coder, { ratio: 16, window: 0 });
+      const last = (restored: Uint8Array): number => relativeError(restored, TOKENS - 128, TOKENS);
+      assert.ok(last(finer.restored) < 0.3 * last(without.restored));
+      assert.ok(last(finer.restored) > 0);
+      assert.equal(relativeError(finer.restored, 4, 256), relativeError(without.restored, 4, 256));
+      assert.ok(finer.bytes.length > without.bytes.length);
+    });
+  });
+
+  test('are exact on request', async () => {
+    await withCoder(paths.plain, async (coder) => {
+      const { bytes, restored } = await through(coder, { ratio: 16, windowMode: 'exact', window: 100 });
+      assert.equal(relativeError(restored, TOKENS - 100, TOKENS), 0);
+      const container = await openContainer(bytes);
+      assert.deepEqual(container.header.exactRanges.at(-1), { startToken: TOKENS - 100, endToken: TOKENS });
+      await container.close();
+    });
+  });
+
+  test('leave equal prefixes with equal chunks when there is no window', async () => {
+    await withCoder(paths.steps, async (coder) => {
+      const chunksOf = async (bytes: Uint8Array): Promise<Uint8Array[]> => {
+        const container = await openContainer(bytes);
+        const chunks = [];
+        for (const chunk of container.chunks.filter(({ endToken }) => endToken <= 516))
+          chunks.push(await container.readChunk(chunk));
+        await container.close();
+        return chunks;
+      };
+      const { bytes } = await through(coder, { ratio: 16, window: 0 });
+      // The very same rows: a shorter prefill would differ in its last bits.
+      const model = await openModel(world.modelPath);
+      const context = await model.createContext({ contextTokens: TOKENS });
+      context.setState(state);
+      context.truncate(0, 560);
+      const target = memoryTarget();
+      await coder.compress(context.getState(), target, { ratio: 16, window: 0, tokens: tokens.subarray(0, 560) });
+      model.close();
+      assert.equal((await chunksOf(bytes)).length, 4);
+      assert.deepEqual(await chunksOf(target.bytes()), await chunksOf(bytes));
+    });
+  });
+});
+
+test('a range of layers comes back as in the whole', async () => {
+  await withCoder(paths.weighted, async (coder) => {
+    const { bytes, restored } = await through(coder, { ratio: 16 });
+    const part = await coder.restoreLayers(bytes, { startLayer: 1, endLayer: 2 });
+    for (const stream of STREAMS) {
+      const view = parseState(restored);
+      const rows = new Uint8Array(TOKENS * rowBytesOf(view, stream));
+      gatherRows(view, stream, { startLayer: 1, endLayer: 2 }, { startToken: 0, endToken: TOKENS }, rows);
+      assert.deepEqual(part[stream], rows);
+    }
+  });
+});
+
+test('the same cache gives the same container, and the same texts the same profile', async () => {
+  await withCoder(paths.steps, async (coder) => {
+    assert.deepEqual((await through(coder, {})).bytes, (await through(coder, {})).bytes);
+  });
+  const again = join(world.directory, 'again');
+  await calibrate({ ...tinyCalibration(world.modelPath, again), codec: 'wtc' });
+  assert.deepEqual(await readFile(again), await readFile(paths.plain));
+});
+
+test('a step may be given instead of a ratio', async () => {
+  await withCoder(paths.weighted, async (coder) => {
+    assert.ok(coder.profile.codec === 'wtc');
+    const point = coder.profile.steps[5];
+    assert.ok(point !== undefined);
+    const byStep = await through(coder, { step: 2 ** (point.key.stepIndex / 256) });
+    const byRatio = await through(coder, { ratio: point.ratio });
+    assert.deepEqual(byStep.bytes, byRatio.bytes);
+  });
+});
+
+test('settings of the other codec are refused by both', async () => {
+  await withCoder(paths.plain, async (coder) => {
+    for (const options of [{ keyRatio: 8 }, { entropy: 'deflate' }, { step: -1 }, { step: NaN }] as const) {
+      await assert.rejects(through(coder, options), hasCode('KVTC_OPTION_INVALID'));
+    }
+    await assert.rejects(through(coder, { ratio: 1.5 }), hasCode('KVTC_PLAN_MISSING'));
+    await assert.rejects(through(coder, { ratio: 1e6 }), hasCode('KVTC_PLAN_MISSING'));
+  });
+  await withCoder(world.profilePath, async (coder) => {
+    for (const options of [
+      { ratio: 8, step: 1 },
+      { ratio: 8, windowMode: 'finer' },
+    ] as const) {
+      await assert.rejects(through(coder, options), hasCode('KVTC_OPTION_INVALID'));
+    }
+  });
+  await assert.rejects(
+    calibrate({ ...tinyCalibration(world.modelPath, join(world.directory, 'no')), exponent: 0.3 }),
+    hasCode('KVTC_OPTION_INVALID'),
+  );
+});
+
+test('a container is refused by every profile but its own', async () => {
+  const { bytes } = await withCoder(paths.plain, (coder) => through(coder, {}));
+  for (const path of [world.profilePath, paths.weighted]) {
+    await withCoder(path, (coder) => assert.rejects(coder.restore(bytes), hasCode('KVTC_PROFILE_MISMATCH')));
+  }
+});
+
+test('hostile parameters end in codes', async () => {
+  const { bytes } = await withCoder(paths.plain, (coder) => through(coder, {}));
+  const stream = { stepIndex: 0, rank: 16, cut: -5 };
+  const cases: readonly (readonly [ErrorCode, Record<string, unknown>])[] = [
+    ['KVTC_CODEC_UNKNOWN', { codec: 'wtc2' }],
+    ['KVTC_PROFILE_MISMATCH', { codec: 'kvtc-paper' }],
+    ['KVTC_CONTAINER_MALFORMED', { entropy: 'deflate' }],
+    ['KVTC_CONTAINER_MALFORMED', { codecParameters: {} }],
+    ['KVTC_CONTAINER_MALFORMED', { codecParameters: { key: stream, value: { ...stream, rank: 17 } } }],
+    ['KVTC_CONTAINER_MALFORMED', { codecParameters: { key: stream, value: { ...stream, stepIndex: 1e9 } } }],
+    ['KVTC_PROFILE_MISMATCH', { codecParameters: { key: stream, value: { ...stream, rank: 1 << 20 } } }],
+    ['KVTC_CHUNK_MALFORMED', { codecParameters: { key: stream, value: stream } }],
+  ];
+  await withCoder(paths.plain, async (coder) => {
+    for (const [code, changes] of cases) {
+      const changed = replaceSection(bytes, SectionKind.header, (header) => {
+        const parsed = JSON.parse(Buffer.from(header).toString()) as Record<string, unknown>;
+        return Buffer.from(canonicalJson({ ...parsed, ...changes }));
+      });
+      await assert.rejects(coder.restore(changed), hasCode(code), `${code} for ${JSON.stringify(changes)}`);
+    }
+  });
+});
+
+test('inspect tells what the profile serves', async () => {
+  const found = await inspect(paths.steps);
+  assert.ok(found.kind === 'profile');
+  assert.equal(found.codec, 'wtc');
+  assert.deepEqual(found.plans, []);
+  assert.ok(found.steps.length > 10);
+});
