@@ -2,8 +2,16 @@
 
 import { readFile } from 'node:fs/promises';
 import { KvtcError } from '../../base/errors.ts';
-import type { CompressResult } from '../../cache/compress.ts';
-import { bytesTable, formatBytes, formatCount, formatDuration, ratiosText, type NamedBytes } from '../format.ts';
+import type { CodedResult } from '../../cache/coder.ts';
+import {
+  bytesTable,
+  formatBytes,
+  formatCount,
+  formatDuration,
+  formatSmall,
+  ratiosText,
+  type NamedBytes,
+} from '../format.ts';
 import type { Verb } from '../verb.ts';
 import { MODEL_POSITIONAL, PROFILE_OPTION } from './options.ts';
 
@@ -16,11 +24,17 @@ export const verb: Verb = {
       prompt: { value: 'FILE', help: 'text to prefill and compress' },
       state: { value: 'FILE', help: 'sequence state saved by llama.cpp or node-llama-cpp, instead of a prompt' },
       output: { value: 'OUT.kvtc', short: 'o', required: true, help: 'the container to write' },
-      ratio: { value: 'R', fallback: '16', help: 'one of the ratios the profile has plans for' },
+      ratio: { value: 'R', fallback: '16', help: 'a ratio that the profile serves' },
+      step: { value: 'S', help: 'wtc: the quantiser step of keys, instead of a ratio' },
+      'max-kl': { value: 'NATS', help: 'instead of a ratio: the highest one measured to cost no more a token' },
       sinks: { value: 'N', fallback: '4', help: 'oldest tokens kept exact' },
-      window: { value: 'N', fallback: '128', help: 'newest tokens kept exact; 0 for none' },
+      window: { value: 'N', fallback: '128', help: 'newest tokens treated with care; 0 for none' },
+      'window-mode': { value: 'exact|finer', help: 'keep the window exact (paper) or code it finer (wtc’s default)' },
     },
-    details: 'The ratio is a target for the coded tokens; both measured ratios are shown.',
+    details: [
+      'The ratio is a target for the coded tokens; both measured ratios are shown.',
+      '--max-kl goes by what kvtc verify --quality has written into the profile, by the worst of its texts.',
+    ].join('\n'),
   },
   async run(args, context) {
     const prompt = args.text('prompt');
@@ -33,8 +47,11 @@ export const verb: Verb = {
       profile: args.text('profile') ?? '',
       output: args.text('output') ?? '',
       ratio: args.positive('ratio'),
+      maxKlNats: args.positive('max-kl'),
       sinks: args.integer('sinks', 0),
       window: args.integer('window', 0),
+      step: args.positive('step'),
+      windowMode: args.choice('window-mode', ['exact', 'finer']),
     };
     const { resolveModel } = await import('../../models/pull.ts');
     const model = await resolveModel(args.positionals[0] ?? '');
@@ -53,22 +70,28 @@ export const verb: Verb = {
 };
 
 /** A line per kind of part; `kvtc inspect` tells more. */
-function partsOf({ parts }: CompressResult): NamedBytes[] {
+function partsOf({ parts }: CodedResult): NamedBytes[] {
   const kinds = new Map<string, number>();
   for (const { kind, byteLength } of parts) kinds.set(kind, (kinds.get(kind) ?? 0) + byteLength);
   return [...kinds].map(([kind, byteLength]) => ({ name: kind.replaceAll('-', ' '), byteLength }));
 }
 
-function jsonOf(output: string, result: CompressResult): Readonly<Record<string, unknown>> {
+function jsonOf(output: string, result: CodedResult): Readonly<Record<string, unknown>> {
   return { output, ...result, parts: partsOf(result) };
 }
 
-function compressionText(output: string, result: CompressResult): string {
+function compressionText(output: string, result: CodedResult): string {
   const { tokenCount, rawBytes, storedBytes, paperRatio, effectiveRatio, elapsedMs } = result;
   return [
     `${output}: ${formatCount(tokenCount)} tokens, ${formatBytes(rawBytes)} of cache in ${formatBytes(storedBytes)}`,
     `${ratiosText(paperRatio, effectiveRatio)}; took ${formatDuration(elapsedMs)}`,
+    ...costText(result),
     '',
     bytesTable(partsOf(result), storedBytes),
   ].join('\n');
+}
+
+function costText({ chosen }: CodedResult): string[] {
+  if (chosen === null || chosen.measuredKlNats === null) return [];
+  return [`ratio ${chosen.ratio} was measured to cost at most ${formatSmall(chosen.measuredKlNats)} nats a token`];
 }

@@ -110,6 +110,12 @@ function profileLines(found: InspectedProfile): string[] {
     formatPercent(plan.keyError),
     formatPercent(plan.valueError),
   ]);
+  const steps = found.steps.map((point) => [
+    formatRatio(point.ratio),
+    (2 ** (point.key.stepIndex / 256)).toPrecision(3),
+    `${point.key.rank}`,
+    `${point.value.rank}`,
+  ]);
   const quality = found.quality.map((point) => [
     `${point.ratio}x`,
     formatRatio(point.paperRatio),
@@ -127,6 +133,7 @@ function profileLines(found: InspectedProfile): string[] {
     '',
     facts([
       ['model', `${model.name} (${model.architecture}), ${model.fingerprint.slice(0, 12)}`],
+      ['codec', found.codec],
       ['cache', geometryText(model.geometry)],
       ['rank', `keys ${found.rank.key}, values ${found.rank.value}`],
       ['calibrated on', `${formatCount(provenance.rows)} tokens of ${documents} documents, seed ${provenance.seed}`],
@@ -137,7 +144,13 @@ function profileLines(found: InspectedProfile): string[] {
       ['made by', provenance.producer],
     ]),
     '',
-    table(plans, [right, right, right, right, right], ['plan', 'key rank', 'value rank', 'key error', 'value error']),
+    found.codec === 'wtc'
+      ? table(steps, [right, right, right, right], ['ratio', 'step', 'key rank', 'value rank'])
+      : table(
+          plans,
+          [right, right, right, right, right],
+          ['plan', 'key rank', 'value rank', 'key error', 'value error'],
+        ),
     ...(quality.length === 0
       ? ['', '  quality: not measured']
       : [
