@@ -102,6 +102,9 @@ describe('the command line', () => {
       ['compress', 'm.gguf', '--profile', 'p', '-o', 'x.kvtc'],
       ['compress', 'm.gguf', '--profile', 'p', '--prompt', 'a', '--state', 'b', '-o', 'x.kvtc'],
       ['compress', 'm.gguf', '--profile', 'p', '--prompt', 'a', '-o', 'x.kvtc', '--ratio', '-3'],
+      ['compress', 'm.gguf', '--profile', 'p', '--prompt', 'a', '-o', 'x.kvtc', '--max-kl', '0'],
+      ['verify', join(root, 'test', 'golden', 'v1', 'one-token.kvtc'), '--text', 'a'],
+      ['verify', join(root, 'test', 'golden', 'v1', 'one-token.kvtc'), '--quality', 'm.gguf', '--text', 'a'],
       ['evaluate', 'm.gguf', '--profile', 'p', '--text', 'a', '--weights', 'float'],
       ['evaluate', 'm.gguf', '--profile', 'p', '--text', 'a', '--rivals', 'rows,nativ'],
       ['ablate', 'm.gguf', '--profile', 'p', '--text', 'a', '--set', 'sinks,rank'],
@@ -260,6 +263,14 @@ describe('the command line', () => {
       'as-is',
     ];
     const { rows } = (await ok(...evaluate, ...small)) as { rows: { ratio: number; klNats: number }[] };
+    const measured = ['--quality', at('model.gguf'), '--text', join(root, 'LICENSE'), '--ratios', '4'];
+    const { quality } = (await ok('verify', at('p'), ...measured, ...small.filter((_, i) => i < 6))) as {
+      quality: { ratio: number; klNats: number }[];
+    };
+    assert.deepEqual((await ok('inspect', at('p')))['quality'], quality);
+    const limit = ['--profile', at('p'), '--max-kl', String(quality[0]?.klNats), '--state', at('a.state')];
+    const limited = await ok('compress', at('model.gguf'), ...limit, '-o', at('d.kvtc'));
+    assert.deepEqual(limited['chosen'], { ratio: 4, measuredKlNats: quality[0]?.klNats });
     assert.deepEqual(
       rows.map(({ ratio }) => ratio),
       [4, 8],
@@ -299,7 +310,7 @@ describe('the command line', () => {
       at('c.kvtc'),
     ];
     assert.deepEqual(pick(await errorOf(unplanned)), { exit: 2, code: 'KVTC_PLAN_MISSING' });
-    const left = ['a.kvtc', 'a.state', 'b.kvtc', 'model.gguf', 'other.gguf', 'p', 'prompt.txt'];
+    const left = ['a.kvtc', 'a.state', 'b.kvtc', 'd.kvtc', 'model.gguf', 'other.gguf', 'p', 'prompt.txt'];
     assert.deepEqual((await readdir(folder)).toSorted(), left);
     await rm(folder, { recursive: true });
   });

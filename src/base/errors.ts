@@ -11,6 +11,7 @@ export const ERROR_KINDS = {
   KVTC_PROMPT_EMPTY: 'usage',
   KVTC_PROMPT_TOO_LONG: 'usage',
   KVTC_PLAN_MISSING: 'usage',
+  KVTC_QUALITY_UNKNOWN: 'usage',
   KVTC_CALIBRATION_TEXT_SHORT: 'usage',
   KVTC_MODEL_UNKNOWN: 'usage',
 

@@ -14,6 +14,8 @@ import type { Profile } from '../profile/profile.ts';
 import { openProfile } from '../profile/open-profile.ts';
 import type { CompressOptions, CompressResult } from './compress.ts';
 import { compressState } from './compress.ts';
+import type { ChosenRatio, RatioChoice } from './measured-ratio.ts';
+import { chooseRatio } from './measured-ratio.ts';
 import type { LayerRows, RestoreOptions, RestoreResult } from './restore.ts';
 import { restoreContainer, restoreLayers } from './restore.ts';
 import { openTransforms } from './transforms.ts';
@@ -25,15 +27,23 @@ export interface CoderOptions {
   readonly backend?: Backend | undefined;
 }
 
+export interface CodedResult extends CompressResult {
+  /** What it was coded at, and what that is known to cost; null where keys and values have ratios of their own. */
+  readonly chosen: ChosenRatio | null;
+}
+
 /** A profile with its bases loaded on first use. One call at a time uses all threads; calls may overlap. Close it. */
 export interface Coder {
   readonly profile: Profile;
-  /** `state`: bytes or a file of them (blob or `ggsq`); `target`: a path or a ContainerTarget. See compressState. */
+  /**
+   * `state`: bytes or a file of them (blob or `ggsq`); `target`: a path or a ContainerTarget. See compressState and
+   * chooseRatio.
+   */
   compress(
     state: Uint8Array | string,
     target: string | ContainerTarget,
-    options?: CompressOptions,
-  ): Promise<CompressResult>;
+    options?: CompressOptions & RatioChoice,
+  ): Promise<CodedResult>;
   /** `container`: a path or bytes. See restoreContainer. */
   restore(container: string | Uint8Array, options?: RestoreOptions): Promise<RestoreResult>;
   /** Only layers [startLayer, endLayer). See restoreLayers. */
@@ -59,8 +69,12 @@ export async function openCoder(profile: string | Profile, options: CoderOptions
   };
   return {
     profile: opened,
-    compress: async (state, target, compressOptions) =>
-      compressState(typeof state === 'string' ? await readState(state) : state, transforms, target, compressOptions),
+    compress: async (state, target, compressOptions = {}) => {
+      const chosen = chooseRatio(opened, compressOptions);
+      const bytes = typeof state === 'string' ? await readState(state) : state;
+      const settled = { ...compressOptions, ratio: chosen?.ratio ?? compressOptions.ratio };
+      return { ...(await compressState(bytes, transforms, target, settled)), chosen };
+    },
     restore: (source, restoreOptions) =>
       withContainer(source, (container) => restoreContainer(container, transforms, restoreOptions)),
     restoreLayers: (source, layers, runOptions) =>
@@ -73,7 +87,7 @@ export async function openCoder(profile: string | Profile, options: CoderOptions
   };
 }
 
-export interface CompressCall extends CompressOptions, CoderOptions {
+export interface CompressCall extends CompressOptions, CoderOptions, RatioChoice {
   readonly profile: string | Profile;
   /** Sequence state: bytes of llama_state_seq_get_data, or a path to such bytes or to a `ggsq` state file. */
   readonly state: Uint8Array | string;
@@ -82,7 +96,7 @@ export interface CompressCall extends CompressOptions, CoderOptions {
 }
 
 /** Compresses one state. For many, open a coder: it keeps the bases loaded. Errors as compressState and openProfile. */
-export async function compress(options: CompressCall): Promise<CompressResult> {
+export async function compress(options: CompressCall): Promise<CodedResult> {
   const coder = await openCoder(options.profile, options);
   try {
     return await coder.compress(options.state, options.output, options);

@@ -10,9 +10,11 @@ import { readGguf } from '../engines/llama/gguf.ts';
 import type { LlamaContext, LlamaModel } from '../engines/llama/session.ts';
 import { openModel } from '../engines/llama/session.ts';
 import type { ModelIdentity, Profile } from '../profile/profile.ts';
-import type { Coder } from './coder.ts';
+import type { CodedResult, Coder } from './coder.ts';
 import { openCoder } from './coder.ts';
-import type { CompressOptions, CompressResult } from './compress.ts';
+import type { CompressOptions } from './compress.ts';
+import type { RatioChoice } from './measured-ratio.ts';
+import { chooseRatio } from './measured-ratio.ts';
 
 interface ModelAndProfile {
   /** GGUF file. */
@@ -21,13 +23,13 @@ interface ModelAndProfile {
   readonly threads?: number | undefined;
 }
 
-export interface CompressPromptOptions extends CompressOptions, ModelAndProfile {
+export interface CompressPromptOptions extends CompressOptions, ModelAndProfile, RatioChoice {
   readonly prompt: string;
   /** Container to write. */
   readonly output: string | ContainerTarget;
 }
 
-export interface PromptResult extends CompressResult {
+export interface PromptResult extends CodedResult {
   readonly prefillMs: number;
 }
 
@@ -42,6 +44,7 @@ export async function compressPrompt(options: CompressPromptOptions): Promise<Pr
       throw new KvtcError('KVTC_PROMPT_EMPTY', 'the prompt has no tokens; there is nothing to keep');
     }
     checkRoom(model, tokens.length, `the prompt has ${tokens.length} tokens`);
+    chooseRatio(coder.profile, { ...options, onEvent: undefined }); // what cannot be served fails before the prefill
     const context = await model.createContext({ contextTokens: tokens.length });
     const startedMs = performance.now();
     await context.decode(tokens, { logits: 'none', signal: options.signal, onEvent: options.onEvent });
@@ -52,7 +55,7 @@ export async function compressPrompt(options: CompressPromptOptions): Promise<Pr
   });
 }
 
-export interface CompressStateCall extends CompressOptions, ModelAndProfile {
+export interface CompressStateCall extends CompressOptions, ModelAndProfile, RatioChoice {
   /** A state file (`ggsq`, as node-llama-cpp and llama-server write it) or the bytes of a sequence state. */
   readonly state: string | Uint8Array;
   readonly output: string | ContainerTarget;
@@ -62,7 +65,7 @@ export interface CompressStateCall extends CompressOptions, ModelAndProfile {
  * Compresses a saved state. States do not name their model, so `model` vouches for it: it must be the profile's
  * (KVTC_MODEL_MISMATCH), and the state must have its layers and widths (KVTC_STATE_MISMATCH). The model is not loaded.
  */
-export async function compressSaved(options: CompressStateCall): Promise<CompressResult> {
+export async function compressSaved(options: CompressStateCall): Promise<CodedResult> {
   const identity = await modelIdentity(await readGguf(options.model));
   const coder = await openCoder(options.profile, options);
   try {

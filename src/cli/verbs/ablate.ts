@@ -40,6 +40,10 @@ export const verb: Verb = {
         fallback: 'exact',
         help: 'run an f32 or f16 copy of the weights, or the file itself',
       },
+      report: {
+        value: 'OUT.html',
+        help: 'also write one page with charts; looks closely at the first document for it',
+      },
       run: { value: 'FILE', help: 'keep finished results there, to go on after an interruption' },
     },
     details: [
@@ -66,6 +70,7 @@ export const verb: Verb = {
       weights: args.choice('weights', ['exact', 'as-is']),
       runPath: args.text('run'),
     };
+    const reportPath = args.text('report');
     const modelPath = await resolveModel(args.positionals[0] ?? '');
     const groups = await readTextFiles(args.texts('text'), context);
     const texts = groups.flatMap(({ name, texts: inGroup }) => inGroup.map((text) => ({ kind: name, ...text })));
@@ -79,7 +84,12 @@ export const verb: Verb = {
       calibrationTexts,
       cacheDirectory: cacheDirectory(),
       command: commandLine(),
+      closeUp: reportPath !== undefined,
     });
+    if (reportPath !== undefined) {
+      const { writeReport } = await import('../../evaluation/report/page.ts');
+      await writeReport(reportPath, { evaluation: ablation, date: new Date() });
+    }
     return { json: { ...ablation }, text: ablationText(ablation) };
   },
 };

@@ -2,14 +2,16 @@
 // Joins sections; does not know how anything was measured.
 
 import { replaceFile, writeFully } from '../../base/atomic-file.ts';
+import type { Ablation } from '../ablation/ablate.ts';
 import type { Evaluation } from '../evaluate.ts';
+import { ablationSection } from './ablation-section.ts';
 import { escapeHtml, factsHtml } from './html.ts';
 import { PAGE_STYLE } from './page-style.ts';
 import { taskSection } from './task-section.ts';
 import { costSection, errorSection, leadText, planSection, rateSection, spectrumSection } from './sections.ts';
 
 export interface ReportInput {
-  readonly evaluation: Evaluation;
+  readonly evaluation: Evaluation & Partial<Pick<Ablation, 'ablations'>>;
   readonly date: Date;
 }
 
@@ -26,6 +28,7 @@ export function renderReport(input: ReportInput): string {
   const title = `${settings.model}: what compressing its cache costs`;
   const sections = [
     ...(settings.documents.length === 0 ? [] : [rateSection(evaluation)]),
+    ablationSection(evaluation.ablations ?? [], evaluation.floor),
     taskSection(evaluation),
     ...(closeUp === undefined
       ? []

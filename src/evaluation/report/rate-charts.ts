@@ -148,7 +148,7 @@ function drawRate(points: readonly RatePoint[], drawing: RateDrawing): string {
   const labels = placeLabels(
     [...line, ...others].map((point) => ({
       ...place(point),
-      label: isPlainKvtc(point.row) ? `${point.row.ratio}x` : point.row.treatment.replace(' on rows', ''),
+      label: isPlainKvtc(point.row) ? `${point.row.ratio}x` : point.row.treatment.replace(/ on rows$|^kvtc /u, ''),
     })),
     FRAME,
     alongLine(line.map(place)),
