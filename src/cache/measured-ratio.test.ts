@@ -45,6 +45,7 @@ describe('chooseRatio', () => {
       { maxKlNats: 0.1, ratio: 8 },
       { maxKlNats: 0.1, keyRatio: 8 },
       { maxKlNats: 0.1, valueRatio: 8 },
+      { maxKlNats: 0.1, step: 1 },
       { maxKlNats: 0 },
       { maxKlNats: Number.NaN },
     ]) {
@@ -61,6 +62,7 @@ describe('chooseRatio', () => {
     assert.deepEqual(chooseRatio({ quality }, { ratio: 32, onEvent }), { ratio: 32, measuredKlNats: 0.02 });
     assert.deepEqual(chooseRatio({ quality }, { onEvent }), { ratio: 16, measuredKlNats: 0.009 });
     assert.equal(chooseRatio({ quality }, { keyRatio: 8, onEvent }), null);
+    assert.equal(chooseRatio({ quality }, { step: 1, onEvent }), null);
     assert.deepEqual(events, []);
     assert.deepEqual(chooseRatio({ quality }, { ratio: 12, onEvent }), { ratio: 12, measuredKlNats: null });
     assert.deepEqual(

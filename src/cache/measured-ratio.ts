@@ -23,18 +23,20 @@ export interface ChosenRatio {
 
 /**
  * Settles what ratio to code at and warns through `onEvent` when the profile was never measured at it. Null where keys
- * and values have ratios of their own, of which no measurement speaks.
+ * and values have ratios of their own or a step is given, of which no measurement speaks.
  * Throws KVTC_OPTION_INVALID for a limit beside a ratio or not above 0, KVTC_QUALITY_UNKNOWN when no measured ratio stays
  * under the limit.
  */
 export function chooseRatio(
   profile: Pick<Profile, 'quality'>,
-  options: Pick<CompressOptions, 'ratio' | 'keyRatio' | 'valueRatio'> & RatioChoice & Pick<RunOptions, 'onEvent'>,
+  options: Pick<CompressOptions, 'ratio' | 'keyRatio' | 'valueRatio' | 'step'> &
+    RatioChoice &
+    Pick<RunOptions, 'onEvent'>,
 ): ChosenRatio | null {
-  const { ratio, keyRatio, valueRatio, maxKlNats, onEvent } = options;
+  const { ratio, keyRatio, valueRatio, step, maxKlNats, onEvent } = options;
   const worst = worstKl(profile);
   if (maxKlNats === undefined) {
-    if (keyRatio !== undefined || valueRatio !== undefined) return null;
+    if (keyRatio !== undefined || valueRatio !== undefined || step !== undefined) return null;
     const chosen = ratio ?? COMPRESS_DEFAULTS.ratio;
     const measuredKlNats = worst.get(chosen) ?? null;
     if (measuredKlNats === null) {
@@ -43,8 +45,8 @@ export function chooseRatio(
     }
     return { ratio: chosen, measuredKlNats };
   }
-  if (ratio !== undefined || keyRatio !== undefined || valueRatio !== undefined) {
-    throw new KvtcError('KVTC_OPTION_INVALID', 'give either a ratio or the KL to stay under, not both');
+  if ([ratio, keyRatio, valueRatio, step].some((given) => given !== undefined)) {
+    throw new KvtcError('KVTC_OPTION_INVALID', 'give either a ratio (or step) or the KL to stay under, not both');
   }
   if (!(maxKlNats > 0)) {
     const message = `the KL to stay under is ${maxKlNats}; expected a number above 0`;
