@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Independent decoder of .kvtc files, written from docs/format/*.md alone. Python 3.9+, standard library only.
 
-It is slow and plain on purpose, and one file so that it can be carried anywhere: it exists to check the product and to
-show that the pages suffice.
+It is slow and plain on purpose: it exists to check the product and to show that the pages suffice. wtc.py beside it
+decodes chunks of that codec.
 
   decode.py check FILE...            check every rule and checksum; a JSON line per file; exit status 3 if one is refused
-  decode.py chunks FILE              JSON: header, and sha256 of every decoded part
+  decode.py chunks FILE [--profile P]
+                                     JSON: header, and sha256 of every decoded part; wtc needs the profile
   decode.py rows FILE --profile P --stream key|value [--tokens A:B] -o OUT
                                      rebuilt rows, f32 little-endian [tokens][layers][kv heads][head dim], as the engine
                                      holds them (keys rotated)
@@ -18,6 +19,8 @@ import re
 import struct
 import sys
 import zlib
+
+import wtc
 
 MAGIC = bytes.fromhex("894b56540d0a1a0a")
 HEADER, EXACT_ROWS, PAYLOAD, EXACT_CHECKSUMS, CHUNK_INDEX, POSITIONS, TOKENS = range(1, 8)
@@ -365,13 +368,15 @@ def unpack_blocks(stored, packed_bytes, method):
 def read_plans(header):
     """Plans of both streams: {stream: (rank, [(start, size, type, exponent)])}."""
     bad = "CONTAINER_MALFORMED"
+    if header["codec"] == "wtc":
+        return read_wtc_parameters(header)
     require(header["codec"] == "kvtc-paper", "CODEC_UNKNOWN", f"codec {header['codec']}")
     parameters, plans = header["codecParameters"], {}
     members(parameters, ("keyRatio", "valueRatio") + STREAMS, "codecParameters")
     for name in ("keyRatio", "valueRatio"):
         require(isinstance(parameters[name], float) and parameters[name] > 0, bad, name)
     for stream in STREAMS:
-        plan = parameters[stream]
+        plan = dict(parameters[stream])
         members(plan, ("rank", "groups"), stream)
         integer(plan, "rank", 0, 1 << 20)
         require(plan["rank"] % 16 == 0 and isinstance(plan["groups"], list), bad, "rank or groups of a plan")
@@ -388,6 +393,21 @@ def read_plans(header):
             groups.append((start, size, kind, exponent))
         plans[stream] = (plan["rank"], groups)
     return plans
+
+
+def read_wtc_parameters(header):
+    """{stream: {stepIndex, rank, cut}}."""
+    bad, parameters, out = "CONTAINER_MALFORMED", header["codecParameters"], {}
+    require(header["entropy"] == "none", bad, "wtc has no entropy stage of its own")
+    members(parameters, STREAMS, "codecParameters")
+    for stream in STREAMS:
+        out[stream] = plan = dict(parameters[stream])
+        members(plan, ("stepIndex", "rank", "cut"), stream)
+        integer(plan, "stepIndex", -16384, 16384)
+        integer(plan, "rank", 0, 1 << 20)
+        integer(plan, "cut", -10, 58)
+        require(plan["rank"] % 16 == 0, bad, "rank")
+    return out
 
 
 def unpack_chunk(packed, n, plan):
@@ -437,15 +457,27 @@ def i32_bytes(values):
     return struct.pack("<%di" % len(values), *values)
 
 
-def decode_chunk(chunk, header, plans):
+def decode_chunk(chunk, header, plans, profile=None):
+    """Bytes before the entropy stage, and coefficients as lists of `rank` floats."""
+    n, plan = chunk["end"] - chunk["start"], plans[chunk["stream"]]
+    if header["codec"] == "wtc":
+        require(profile is not None, "PROFILE_MISMATCH", "chunks of wtc need their profile: --profile")
+        require(chunk["packed_bytes"] == chunk["stored_bytes"], "CHUNK_MALFORMED", "packed and stored lengths differ")
+        coding = profile[chunk["stream"]]
+        require(plan["rank"] <= coding["rank"], "PROFILE_MISMATCH", f"rank {plan['rank']} exceeds the profile's")
+        try:
+            flat = wtc.decode_chunk(chunk["stored"], n, coding["family"], coding["scales"], plan)[0]
+        except wtc.Malformed as error:
+            raise Refused("KVTC_CHUNK_MALFORMED", str(error)) from error
+        return chunk["stored"], [flat[t * plan["rank"]:(t + 1) * plan["rank"]] for t in range(n)]
     packed = unpack_blocks(chunk["stored"], chunk["packed_bytes"], header["entropy"])
-    return packed, unpack_chunk(packed, chunk["end"] - chunk["start"], plans[chunk["stream"]])
+    return packed, unpack_chunk(packed, n, plan)
 
 
 # --- profile.md: basis and means ---------------------------------------------------------------------------------------
 
 def read_profile(data, header):
-    """Per stream (mean [p], basis as raw f16 bytes, rank); refused unless it is the profile the container names."""
+    """Per stream mean [p], rank, row(component) of the synthesis, for wtc scales and family; only the container's own."""
     bad = "PROFILE_MALFORMED"
     require(len(data) >= 8, bad, "no safetensors file")
     size = struct.unpack_from("<Q", data)[0]
@@ -456,7 +488,11 @@ def read_profile(data, header):
         raise Refused("KVTC_PROFILE_MALFORMED", str(error)) from error
     metadata = entries.pop("__metadata__", {})
     require(metadata.get("format") == "kvtc-profile", bad, "not a profile")
-    require(metadata.get("version") == "1", "PROFILE_VERSION", f"profile version {metadata.get('version')}")
+    version = metadata.get("version")
+    require(version in ("1", "2"), "PROFILE_VERSION", f"profile version {version}")
+    require(version == "1" or metadata.get("codec") == "wtc", bad, "version 2 is for wtc")
+    codec = "kvtc-paper" if version == "1" else "wtc"
+    require(codec == header["codec"], "PROFILE_MISMATCH", f"the profile is for {codec}")
     tensors = data[8 + size:]
     identity = hashlib.sha256(metadata["model"].encode("utf-8") + b"\n" + tensors).hexdigest()
     require(identity == metadata.get("id"), bad, "the profile's contents do not hash to its id")
@@ -464,20 +500,43 @@ def read_profile(data, header):
     layers, streams = header["model"]["geometry"]["layers"], {}
     for stream in STREAMS:
         width = layers * layer_width(header, stream)
-        mean, basis = entries[stream + ".mean"], entries[stream + ".basis"]
-        require(mean["dtype"] == "F32" and mean["shape"] == [width], bad, stream + ".mean")
-        require(basis["dtype"] == "F16" and basis["shape"][1:] == [width], bad, stream + ".basis")
-        streams[stream] = (struct.unpack("<%df" % width, tensors[slice(*mean["data_offsets"])]),
-                           tensors[slice(*basis["data_offsets"])], basis["shape"][0])
+        mean = tensor(entries, tensors, stream + ".mean", "F32", [width])
+        if version == "1":
+            rank = entries[stream + ".basis"]["shape"][0]
+            basis = tensor(entries, tensors, stream + ".basis", "F16", [rank, width])
+            streams[stream] = dict(mean=mean, rank=rank, row=lambda k, b=basis, w=width: b[k * w:(k + 1) * w])
+            continue
+        rank = entries[stream + ".scales"]["shape"][0]
+        heads, dim = width // head_dim(header, stream), head_dim(header, stream)
+        integers = tensor(entries, tensors, stream + ".synthesis", "I8", [rank, width])
+        scales = tensor(entries, tensors, stream + ".synthesis.scales", "F32", [rank, heads])
+        family = entries[stream + ".tables"]["shape"]
+
+        def row(k, integers=integers, scales=scales, width=width, heads=heads, dim=dim):
+            return [integers[k * width + i] * scales[k * heads + i // dim] for i in range(width)]
+
+        streams[stream] = dict(mean=mean, rank=rank, row=row,
+                               scales=tensor(entries, tensors, stream + ".scales", "I16", [rank]),
+                               family=wtc.Family(tensor(entries, tensors, stream + ".tables", "F32", family)))
     return streams
 
 
-def synthesise(coefficients, mean, basis, rank):
-    """Rows [tokens][p] in double precision: mean + coefficients · basis."""
-    width, rows = len(mean), [list(mean) for _ in coefficients]
+def tensor(entries, tensors, name, kind, shape):
+    """A tensor's values, flat."""
+    entry = entries[name]
+    require(entry["dtype"] == kind and entry["shape"] == shape, "PROFILE_MALFORMED", name)
+    code = {"F32": "f", "F16": "e", "I8": "b", "I16": "h"}[kind]
+    return struct.unpack("<%d%s" % (math.prod(shape), code), tensors[slice(*entry["data_offsets"])])
+
+
+def synthesise(coefficients, profile):
+    """Rows [tokens][p] in double precision: mean + coefficients · synthesis."""
+    width, rows = len(profile["mean"]), [list(profile["mean"]) for _ in coefficients]
     for component in range(len(coefficients[0]) if coefficients else 0):
-        require(component < rank, "PROFILE_MISMATCH", f"the plan's rank exceeds the profile's {rank}")
-        direction = struct.unpack_from("<%de" % width, basis, 2 * width * component)
+        require(component < profile["rank"], "PROFILE_MISMATCH", f"a rank exceeds the profile's {profile['rank']}")
+        if not any(token[component] for token in coefficients):
+            continue
+        direction = profile["row"](component)
         for token, row in zip(coefficients, rows):
             c = token[component]
             if c:
@@ -542,8 +601,8 @@ def rebuild_rows(container, profile, stream, start, end):
     for chunk in container["chunks"]:
         if chunk["stream"] == stream and chunk["start"] < end and chunk["end"] > start:
             first = max(start, chunk["start"])
-            coefficients = decode_chunk(chunk, header, plans)[1][first - chunk["start"]:end - chunk["start"]]
-            for token, row in enumerate(synthesise(coefficients, *profile[stream]), first):
+            coefficients = decode_chunk(chunk, header, plans, profile)[1][first - chunk["start"]:end - chunk["start"]]
+            for token, row in enumerate(synthesise(coefficients, profile[stream]), first):
                 if stream == "key":
                     rotate(row, container["positions"][token], header)
                 rows[token] = row
@@ -561,12 +620,12 @@ def read_bytes(path):
         return file.read()
 
 
-def describe(container):
+def describe(container, profile=None):
     """All decoded content as JSON, data as sha256."""
     header, out = container["header"], []
     plans = read_plans(header)
     for chunk in container["chunks"]:
-        packed, coefficients = decode_chunk(chunk, header, plans)
+        packed, coefficients = decode_chunk(chunk, header, plans, profile)
         out.append(dict(stream=chunk["stream"], startToken=chunk["start"], endToken=chunk["end"],
                         storedBytes=chunk["stored_bytes"], packedSha256=sha256(packed),
                         coefficientsSha256=sha256(b"".join(map(f32_bytes, coefficients)))))
@@ -592,7 +651,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("check").add_argument("files", nargs="+")
-    commands.add_parser("chunks").add_argument("file")
+    chunks = commands.add_parser("chunks")
+    chunks.add_argument("file")
+    chunks.add_argument("--profile")
     rows = commands.add_parser("rows")
     rows.add_argument("file")
     rows.add_argument("--profile", required=True)
@@ -607,12 +668,13 @@ def main():
         return 0 if all(result["ok"] for result in results) else 3
     try:
         container = read_container(read_bytes(options.file))
+        read_plans(container["header"])
+        profile = options.profile and read_profile(read_bytes(options.profile), container["header"])
         if options.command == "chunks":
-            print(json.dumps(describe(container)))
+            print(json.dumps(describe(container, profile)))
             return 0
         first, _, last = options.tokens.partition(":")
         start, end = int(first or 0), min(int(last or 2 ** 31), container["header"]["tokenCount"])
-        profile = read_profile(read_bytes(options.profile), container["header"])
         rebuilt = rebuild_rows(container, profile, options.stream, start, end)
         with open(options.out, "wb") as file:
             for row in rebuilt:

@@ -1,9 +1,11 @@
 // The codec wtc the whole way on tiny models: texts → profile → state → container → state, and all that can be wrong.
 
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { before, describe, test } from 'node:test';
+import { promisify } from 'node:util';
 import type { ErrorCode } from '../src/base/errors.ts';
 import { isKvtcError } from '../src/base/errors.ts';
 import { STREAMS } from '../src/base/geometry.ts';
@@ -13,7 +15,10 @@ import { calibrate } from '../src/cache/calibrate.ts';
 import type { Coder } from '../src/cache/coder.ts';
 import { openCoder } from '../src/cache/coder.ts';
 import type { CompressOptions } from '../src/cache/compress.ts';
+import { compressState } from '../src/cache/compress.ts';
 import { inspect } from '../src/cache/inspect.ts';
+import { restoreLayers } from '../src/cache/restore.ts';
+import { openTransforms } from '../src/cache/transforms.ts';
 import type { Sensitivity } from '../src/calibration/sensitivity-file.ts';
 import { writeSensitivity } from '../src/calibration/sensitivity-file.ts';
 import { canonicalJson } from '../src/container/canonical-json.ts';
@@ -22,12 +27,14 @@ import { openContainer } from '../src/container/reader.ts';
 import { memoryTarget } from '../src/container/target.ts';
 import { openModel } from '../src/engines/llama/session.ts';
 import { gatherRows, parseState, rowBytesOf } from '../src/engines/llama/state.ts';
+import { openReferenceBackend } from '../src/linalg/reference.ts';
 import { openProfile, verifyProfile } from '../src/profile/open-profile.ts';
 import { replaceSection } from './container-surgery.ts';
 import type { TinyWorld } from './tiny-world.ts';
 import { makeTinyWorld, prefilledState, tinyCalibration, tinyText } from './tiny-world.ts';
 
 const TOKENS = 700;
+const decoder = join(import.meta.dirname, '..', 'reference', 'decode.py');
 const hasCode =
   (code: ErrorCode) =>
   (error: unknown): boolean =>
@@ -260,6 +267,41 @@ test('a range of layers comes back as in the whole', async () => {
       assert.deepEqual(part[stream], rows);
     }
   });
+});
+
+test('the independent decoder rebuilds the same rows', async () => {
+  const containerPath = join(world.directory, 'reference.kvtc');
+  const profile = await openProfile(paths.steps);
+  const backend = openReferenceBackend();
+  const transforms = openTransforms(profile, backend, 'f32');
+  const range = { startToken: 560, endToken: 600 };
+  try {
+    await compressState(state, transforms, containerPath, { ratio: 12, tokens });
+    const container = await openContainer(containerPath);
+    const rows = await restoreLayers(container, transforms, { startLayer: 0, endLayer: layers });
+    await container.close();
+    for (const stream of STREAMS) {
+      const out = join(world.directory, `${stream}.rows`);
+      const words = ['rows', containerPath, '--profile', paths.steps, '--stream', stream, '--tokens', '560:600'];
+      await promisify(execFile)('python3', [decoder, ...words, '-o', out]);
+      const expected = new Float32Array(new Uint8Array(await readFile(out)).buffer); // [tokens][layers][width]
+      const got = new Uint16Array(rows[stream].buffer); // [layers][all tokens][width]
+      const width = got.length / layers / TOKENS;
+      assert.equal(expected.length, layers * width * (range.endToken - range.startToken));
+      for (let i = 0; i < expected.length; i++) {
+        const token = range.startToken + Math.floor(i / width / layers);
+        const layer = Math.floor(i / width) % layers;
+        const value = f16ToF32(got[(layer * TOKENS + token) * width + (i % width)] as number);
+        const reference = expected[i] as number;
+        const allowed = Math.abs(reference) * 2 ** -11 + 1e-4;
+        assert.ok(Math.abs(value - reference) <= allowed, `${stream} token ${token}: ${value}, ${reference}`);
+      }
+    }
+  } finally {
+    transforms.close();
+    backend.close();
+    await profile.close();
+  }
 });
 
 test('the same cache gives the same container, and the same texts the same profile', async () => {
