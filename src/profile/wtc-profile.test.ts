@@ -1,0 +1,183 @@
+import assert from 'node:assert/strict';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { contents, matrix, point } from '../../test/profile-contents.ts';
+import type { ErrorCode } from '../base/errors.ts';
+import { isKvtcError } from '../base/errors.ts';
+import { seededRandom } from '../base/random.ts';
+import { scaleIndices } from '../codec/wtc/classes.ts';
+import { packFamily } from '../codec/wtc/family.ts';
+import { trainTables } from '../codec/wtc/train.ts';
+import { openProfile, verifyProfile } from './open-profile.ts';
+import type { WtcProfile } from './profile.ts';
+import { rewriteProfile } from './write-profile.ts';
+import type { WtcContents, WtcStream } from './write-wtc.ts';
+import { writeWtcProfile } from './write-wtc.ts';
+
+let folder = '';
+before(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'kvtc-wtc-'));
+});
+after(() => rm(folder, { recursive: true }));
+
+const coded = (code: ErrorCode) => (error: unknown) => isKvtcError(error, code);
+
+function stream(rank: number, width: number, seed: number): WtcStream {
+  const random = seededRandom(seed);
+  const scales = scaleIndices(Float32Array.from({ length: rank }, (_, i) => 4 / (1 + i)));
+  const coefficients = Float32Array.from({ length: 64 * rank }, (_, i) => (random.normal() * 4) / (1 + (i % rank)));
+  return {
+    mean: Float32Array.from({ length: width }, () => random.normal()),
+    scales,
+    family: trainTables({ coefficients, tokenCount: 64, rank }, scales, [-512, -256, 0, 256]),
+    analysis: seed === 1 ? null : matrix(rank, width, seed + 10),
+    synthesis: matrix(rank, width, seed),
+  };
+}
+
+const step = (ratio: number, stepIndex: number): WtcContents['steps'][number] => ({
+  ratio,
+  key: { stepIndex, rank: 32, cut: -5 },
+  value: { stepIndex: stepIndex + 8, rank: 48, cut: -5 },
+  bitsPerToken: 2304 / ratio,
+  exponent: 0.3,
+});
+const vector = (length: number): Float32Array => Float32Array.from({ length }, (_, i) => i / length);
+const wtcContents: WtcContents = {
+  model: contents.model,
+  streams: { key: stream(32, 48, 1), value: stream(48, 96, 2) },
+  steps: [step(24, 128), step(8, -128)],
+  predictor: {
+    components: 16,
+    deviations: { key: vector(16), value: vector(16) },
+    weights: { key: vector(67), value: vector(67) },
+  },
+  provenance: contents.provenance,
+  quality: [],
+};
+
+async function written(name: string, changes: Partial<WtcContents> = {}): Promise<string> {
+  const path = join(folder, `${name}.safetensors`);
+  await writeWtcProfile(path, { ...wtcContents, ...changes });
+  return path;
+}
+
+async function opened(path: string): Promise<WtcProfile> {
+  const profile = await openProfile(path);
+  assert.ok(profile.codec === 'wtc');
+  return profile;
+}
+
+test('a written profile opens with everything it was given, matrices rounded to a 254th of a head’s largest', async () => {
+  const path = await written('whole');
+  const profile = await opened(path);
+  assert.deepEqual(profile.rank, { key: 32, value: 48 });
+  assert.deepEqual(profile.steps, wtcContents.steps.toReversed(), 'steps come back by rising ratio');
+  assert.deepEqual(profile.predictor, wtcContents.predictor);
+  for (const kind of ['key', 'value'] as const) {
+    const given = wtcContents.streams[kind];
+    const { mean, analysis, synthesis } = profile.stream(kind);
+    assert.deepEqual(mean, given.mean);
+    assert.deepEqual(profile.tables[kind].scales, given.scales);
+    assert.deepEqual(packFamily(profile.tables[kind].family), packFamily(given.family));
+    assert.equal(analysis === synthesis, given.analysis === null);
+    const dim = kind === 'key' ? 8 : 16;
+    for (const [got, wanted] of [
+      [synthesis, given.synthesis],
+      [analysis, given.analysis ?? given.synthesis],
+    ] as const) {
+      const a = new Float32Array(3 * got.columns);
+      const b = new Float32Array(3 * got.columns);
+      await got.read(5, 8, a);
+      await wanted.read(5, 8, b);
+      for (let at = 0; at < a.length; at += dim) {
+        const most = b.subarray(at, at + dim).reduce((max, value) => Math.max(max, Math.abs(value)), 0);
+        for (let i = at; i < at + dim; i++) {
+          assert.ok(Math.abs((a[i] as number) - (b[i] as number)) <= (most / 254) * 1.0001);
+        }
+      }
+    }
+  }
+  await profile.close();
+  await verifyProfile(path);
+});
+
+test('the same contents give the same bytes, and new steps and quality keep the id', async () => {
+  const path = await written('once');
+  assert.deepEqual(await readFile(path), await readFile(await written('twice')));
+  const before = await opened(path);
+  await rewriteProfile(path, { steps: [step(10, 0)], quality: [point] });
+  const after = await opened(path);
+  assert.equal(after.id, before.id);
+  assert.deepEqual(after.steps, [step(10, 0)]);
+  assert.deepEqual(after.quality, [point]);
+  await Promise.all([before.close(), after.close()]);
+  await verifyProfile(path);
+  await assert.rejects(rewriteProfile(path, { plans: contents.plans }), coded('KVTC_OPTION_INVALID'));
+});
+
+test('refuses to write what it would not read', async () => {
+  const { key, value } = wtcContents.streams;
+  const wrong: readonly Partial<WtcContents>[] = [
+    { steps: [] },
+    { steps: [step(8, 0), step(8, 64)] },
+    { steps: [step(8, 64), step(16, 0)] },
+    { streams: { key: { ...key, synthesis: matrix(32, 47, 1) }, value } },
+    { streams: { key: { ...key, mean: new Float32Array(48).fill(NaN) }, value } },
+  ];
+  for (const changes of wrong) await assert.rejects(written('wrong', changes), coded('KVTC_OPTION_INVALID'));
+});
+
+interface Header {
+  __metadata__: Record<string, string>;
+  [tensor: string]: unknown;
+}
+const tensor = (header: Header, name: string): { dtype: string; shape: number[]; data_offsets: [number, number] } =>
+  header[name] as { dtype: string; shape: number[]; data_offsets: [number, number] };
+
+/** Rewrites a valid file's header and data by `edit`. */
+async function edited(name: string, edit: (header: Header, data: DataView) => unknown): Promise<string> {
+  const path = await written(name);
+  const bytes = await readFile(path);
+  const start = 8 + Number(bytes.readBigUInt64LE(0));
+  const header = JSON.parse(bytes.subarray(8, start).toString()) as Header;
+  const data = Uint8Array.from(bytes.subarray(start));
+  edit(header, new DataView(data.buffer));
+  const json = Buffer.from(JSON.stringify(header));
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(json.length));
+  await writeFile(path, Buffer.concat([length, json, data]));
+  return path;
+}
+
+const hostile: readonly (readonly [string, (header: Header, data: DataView) => unknown])[] = [
+  ['another codec', (h) => (h.__metadata__['codec'] = 'wtc2')],
+  ['the paper’s version', (h) => (h.__metadata__['version'] = '1')],
+  ['no steps', (h) => delete h.__metadata__['steps']],
+  ['an empty table of steps', (h) => (h.__metadata__['steps'] = '[]')],
+  ['a rank beyond the scales', (h) => (h.__metadata__['steps'] = h.__metadata__['steps']!.replace('32', '48'))],
+  ['a step out of range', (h) => (h.__metadata__['steps'] = h.__metadata__['steps']!.replace('128', '99999'))],
+  ['no scales', (h) => delete h['key.scales']],
+  ['scales of another type', (h) => (tensor(h, 'key.scales').dtype = 'F16')],
+  ['rising scales', (h, data) => data.setInt16(tensor(h, 'key.scales').data_offsets[0] + 2, 8000, true)],
+  ['scales out of range', (h, data) => data.setInt16(tensor(h, 'key.scales').data_offsets[0], 20_000, true)],
+  ['tables that are none', (h, data) => data.setFloat32(tensor(h, 'value.tables').data_offsets[0], 7, true)],
+  ['NaN in a table', (h, data) => data.setFloat32(tensor(h, 'value.tables').data_offsets[0], NaN, true)],
+  ['no synthesis', (h) => delete h['key.synthesis']],
+  ['a transposed synthesis', (h) => tensor(h, 'key.synthesis').shape.reverse()],
+  ['Inf as a scale', (h, data) => data.setFloat32(tensor(h, 'key.synthesis.scales').data_offsets[0], Infinity, true)],
+  ['half a predictor', (h) => delete h['value.predictor.weights']],
+  [
+    'a negative deviation',
+    (h, data) => data.setFloat32(tensor(h, 'key.predictor.deviations').data_offsets[0], -1, true),
+  ],
+];
+
+for (const [what, edit] of hostile) {
+  test(`refuses a profile with ${what}`, async () => {
+    const path = await edited(what.replaceAll(/\W/gu, '-'), edit);
+    await assert.rejects(openProfile(path), coded('KVTC_PROFILE_MALFORMED'));
+  });
+}
