@@ -8,6 +8,7 @@ export { calibrate } from './cache/calibrate.ts';
 export type { CalibrateModelOptions, ModelCalibration } from './cache/calibrate.ts';
 export { compress, openCoder, restore } from './cache/coder.ts';
 export type { Coder, CoderOptions, CompressCall, RestoreCall } from './cache/coder.ts';
+export type { WindowMode } from './cache/chunk-seam.ts';
 export type { CompressOptions, CompressResult } from './cache/compress.ts';
 export type { LayerRows, RestoreOptions, RestoreResult } from './cache/restore.ts';
 export { inspect, verify } from './cache/inspect.ts';
@@ -23,4 +24,13 @@ export { ablate } from './evaluation/ablation/ablate.ts';
 export type { AblateOptions, Ablation } from './evaluation/ablation/ablate.ts';
 export { pullModel } from './models/pull.ts';
 export { openProfile } from './profile/open-profile.ts';
-export type { ModelIdentity, Profile, Provenance, QualityPoint, RatioPlans } from './profile/profile.ts';
+export type {
+  ModelIdentity,
+  PaperProfile,
+  Profile,
+  Provenance,
+  QualityPoint,
+  RatioPlans,
+  StepPoint,
+  WtcProfile,
+} from './profile/profile.ts';

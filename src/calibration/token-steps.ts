@@ -7,6 +7,7 @@ import type { StreamKind } from '../base/geometry.ts';
 import { STREAMS } from '../base/geometry.ts';
 import type { Backend } from '../linalg/backend.ts';
 import { denseMatrix, transpose } from '../linalg/dense.ts';
+import type { TokenPredictor } from '../profile/profile.ts';
 
 /** Leading components of each stream that a prediction looks at. */
 export const PREDICTOR_COMPONENTS = 96;
@@ -20,15 +21,6 @@ const HELD_OUT_SHARE = 0.15;
 const RIDGE_SHARE = 1e-4;
 /** Importances under this share of their mean count as this. */
 const IMPORTANCE_FLOOR = 1e-6;
-
-/** What a profile keeps of it. */
-export interface TokenPredictor {
-  readonly components: number;
-  /** f32[components]: standard deviations of the leading coefficients. */
-  readonly deviations: Readonly<Record<StreamKind, Float32Array>>;
-  /** Per predicted stream f32[4 · components + 3]: weights of the features, then the bias. Mean prediction is 0. */
-  readonly weights: Readonly<Record<StreamKind, Float32Array>>;
-}
 
 /** Coefficients of the same tokens in both streams: f32[tokens, rank], the rank of each stream its own. */
 export interface TokenCoefficients {
