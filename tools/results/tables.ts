@@ -1,0 +1,264 @@
+// docs/results.md: per model the tables of the evidence by our own code, the oracle's figure in brackets behind each of
+// ours. Does not know: how anything was measured, where files lie.
+
+import type { Evaluation } from '../../src/evaluation/evaluate.ts';
+import { comparison, isPlainKvtc } from '../../src/evaluation/report/rate-charts.ts';
+import type { EvaluationRow } from '../../src/evaluation/summary.ts';
+import type { Comparison } from './compare.ts';
+import { openComparison } from './compare.ts';
+import type { Evidence, ModelResults, NamedResult, Oracle, OracleFigures } from './read.ts';
+
+/** Shares of the width at which captured energy is told. */
+const ENERGY_SHARES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5];
+const STREAMS = ['key', 'value'] as const;
+
+const HEAD = `# Results
+
+Made by \`tools/make-results.ts\` from the files below \`bench/results\`, each the \`--json\` output of one command; do not edit.
+In brackets: what the method's reference implementation measured in f32 on a GPU, on other cuts of the same texts (\`bench/oracle.json\`).
+A figure in **bold** is more than 15 % away from it, and by more than the engine's own noise; the deviations are listed and explained under each model.
+
+KL is that of the next-token distributions, exact cache against restored cache, in nats per token; copy KL the same on tokens that repeat a passage of the prefix.
+*Floor* is what clearing the three lowest mantissa bits of the exact cache costs: differences below it are none. [What the ratios count](accounting.md).
+`;
+
+/** The whole page. */
+export function resultsPage({ models, explanations }: Evidence): string {
+  return `${[HEAD, ...models.map((model) => modelText(model, explanations))].join('\n').trimEnd()}\n`;
+}
+
+function modelText(model: ModelResults, explanations: Readonly<Record<string, string>>): string {
+  const { id, oracle, evaluations, ablations, benches } = model;
+  const title = `## ${oracle.title}\n`;
+  if (evaluations.length + ablations.length + benches.length === 0) return `${title}\nNot measured yet.\n`;
+  const compare = openComparison();
+  const parts = [
+    ...evaluations.map((one) => evaluationText(id, one, oracle, compare)),
+    ...ablations.map((one) => ablationText(id, one, oracle, compare)),
+    ...benches.map(({ file, result }) => {
+      const { tokens, ratio, prefillMs, restoreMs, restoreSpeedup, machine } = result;
+      return `### Speed\n\n${tokens} tokens at ${ratio}x: prefill ${(prefillMs / 1000).toFixed(2)} s, restore ${(restoreMs.median / 1000).toFixed(3)} s, ${restoreSpeedup.toFixed(1)} times faster. ${machine.processor.trim()}, ${machine.threads} threads, llama.cpp ${machine.engine} (\`${file}\`).\n`;
+    }),
+    losesText(evaluations),
+    deviationsText(compare, explanations),
+  ];
+  return [title, ...parts.filter((part) => part !== '')].join('\n');
+}
+
+function evaluationText(id: string, one: NamedResult<Evaluation>, oracle: Oracle, compare: Comparison): string {
+  const { rows, floor, settings, closeUp } = one.result;
+  const exact = settings.weights !== 'as-is';
+  // The oracle ran in f32: weights as they are have no figure of its to stand beside.
+  const reference = exact ? oracle : { ...oracle, rows: {}, rivals: {} };
+  const table = exact ? 'rows' : 'as-is';
+  const plain = rows.filter(isPlainKvtc);
+  const rivals = rows.filter((row) => !isPlainKvtc(row));
+  const cells = (name: string, row: EvaluationRow, theirs: OracleFigures | undefined): string[] =>
+    figureCells(`${id}/${name}/${row.treatment}`, row, theirs, floor, compare);
+  const perplexity = (row: EvaluationRow): string => row.perplexityRestored.toFixed(2);
+  return [
+    `### ${exact ? `Weights in ${settings.weights}` : 'Weights as published'}\n`,
+    runText(one),
+    markdown(
+      ['', 'paper ratio', 'every byte', 'KL', 'copy KL', 'top-1', 'perplexity'],
+      [
+        ...plain.map((row) => [row.treatment, ...cells(table, row, reference.rows[`${row.ratio}`]), perplexity(row)]),
+        [
+          'floor',
+          '–',
+          '–',
+          nats(floor.klNats),
+          nats(floor.copyKlNats),
+          percent(floor.top1Agreement),
+          perplexity(floor),
+        ],
+        ['exact', '1', '1', '0', '0', '100.0 %', floor.perplexityExact.toFixed(2)],
+      ],
+    ),
+    byKind(plain),
+    rivals.length === 0
+      ? ''
+      : `Rivals, same documents, same accounting:\n\n${markdown(
+          ['', 'paper ratio', 'every byte', 'KL', 'copy KL', 'top-1'],
+          rivals.map((row) => [row.treatment, ...cells(`${table} rivals`, row, reference.rivals[row.treatment])]),
+        )}`,
+    tasksText([...plain, ...rivals]),
+    exact && closeUp !== undefined ? closeUpText(id, one.result, oracle, compare) : '',
+  ]
+    .filter((part) => part !== '')
+    .join('\n');
+}
+
+function figureCells(
+  place: string,
+  row: EvaluationRow,
+  theirs: OracleFigures | undefined,
+  floor: EvaluationRow,
+  compare: Comparison,
+): string[] {
+  const ratio = (value: number): string => value.toFixed(2);
+  return [
+    compare.cell(`${place}/paper ratio`, row.paperRatio, theirs?.paperRatio, { format: ratio }),
+    compare.cell(`${place}/every byte`, row.effectiveRatio, theirs?.effectiveRatio, { format: ratio }),
+    compare.cell(`${place}/KL`, row.klNats, theirs?.klNats, { format: nats, floor: floor.klNats }),
+    compare.cell(`${place}/copy KL`, row.copyKlNats, theirs?.copyKlNats, { format: nats, floor: floor.copyKlNats }),
+    compare.cell(`${place}/top-1`, row.top1Agreement, theirs?.top1Agreement, { format: percent }),
+  ];
+}
+
+function byKind(rows: readonly EvaluationRow[]): string {
+  const kinds = Object.keys(rows[0]?.byKind ?? {});
+  if (kinds.length < 2) return '';
+  const lines = rows.map((row) => [
+    row.treatment,
+    ...kinds.map((kind) => nats(row.byKind[kind]?.klNats ?? Number.NaN)),
+  ]);
+  return `KL by kind of text:\n\n${markdown(['', ...kinds], lines)}`;
+}
+
+function tasksText(rows: readonly EvaluationRow[]): string {
+  const tasks = [...new Set(rows.flatMap((row) => Object.keys(row.tasks ?? {})))];
+  if (tasks.length === 0) return '';
+  const cell = (row: EvaluationRow, task: string): string => {
+    const figures = row.tasks?.[task];
+    return figures === undefined || figures.exactCorrect === 0 ? '–' : `${figures.correct} of ${figures.exactCorrect}`;
+  };
+  const asked = tasks.map((task) => `${rows[0]?.tasks?.[task]?.questions ?? 0}`);
+  return `Answers kept, of those that the exact cache gives:\n\n${markdown(
+    ['', ...tasks],
+    [...rows.map((row) => [row.treatment, ...tasks.map((task) => cell(row, task))]), ['asked', ...asked]],
+  )}`;
+}
+
+/** Spectrum and plans of the profile, on the document that was looked at closely. */
+function closeUpText(id: string, { closeUp }: Evaluation, oracle: Oracle, compare: Comparison): string {
+  const spectrum = closeUp?.spectrum ?? null;
+  if (closeUp === undefined || spectrum === null) return '';
+  const energy = STREAMS.map((stream) => [
+    `${stream}s`,
+    ...ENERGY_SHARES.map((share, i) => {
+      const { points, width } = spectrum[stream];
+      const found = points.findLast(({ component }) => component <= share * width);
+      const reached = (points.at(-1)?.component ?? 0) >= share * width;
+      const place = `${id}/energy/${stream}s/${100 * share} %`;
+      return compare.cell(place, reached ? found?.captured : null, oracle.energy?.[stream][i], { format: percent });
+    }),
+  ]);
+  const plans = closeUp.ratios.flatMap(({ ratio, plans: planned, errors }) =>
+    STREAMS.map((stream) => {
+      const theirs = oracle.plans[`${ratio}`]?.[stream];
+      const place = `${id}/plans/${ratio}x ${stream}s`;
+      const predicted = stream === 'key' ? planned?.keyError : planned?.valueError;
+      const whole = (value: number): string => `${value}`;
+      return [
+        `${ratio}x ${stream}s`,
+        compare.cell(`${place}/error`, predicted, theirs?.error, { format: percent }),
+        compare.cell(`${place}/rank`, planned?.[stream].rank, theirs?.rank, { format: whole }),
+        compare.cell(`${place}/groups`, planned?.[stream].groups.length, theirs?.groups, { format: whole }),
+        percent(errors[stream].total),
+      ];
+    }),
+  );
+  return [
+    `Energy captured by the first components, by their share of the width, on ${closeUp.document.source} (${closeUp.document.kind}):\n`,
+    markdown(['', ...ENERGY_SHARES.map((share) => `${100 * share} %`)], energy),
+    'Plans, and the squared relative error they predict for held-out rows and make on that document:\n',
+    markdown(['', 'error', 'rank', 'groups', 'on the document'], plans),
+  ].join('\n');
+}
+
+function ablationText(
+  id: string,
+  one: NamedResult<import('../../src/evaluation/ablation/ablate.ts').Ablation>,
+  oracle: Oracle,
+  compare: Comparison,
+): string {
+  const { ablations, floor, settings } = one.result;
+  const lines = ablations.map((row) => {
+    const name = `${row.atRatio}x ${row.set} ${row.value}`;
+    const theirs = {
+      ...(settings.weights === 'as-is' ? undefined : oracle.ablations[name]),
+      ...(row.set === 'chunk' && row.atRatio === 16 && oracle.chunks[`${row.value}`] !== undefined
+        ? { paperRatio: oracle.chunks[`${row.value}`] as number }
+        : undefined),
+    };
+    return [name, ...figureCells(`${id}/ablations/${name}`, row, theirs, floor, compare)];
+  });
+  const heading = ['', 'paper ratio', 'every byte', 'KL', 'copy KL', 'top-1'];
+  return ['### Ablations\n', runText(one), markdown(heading, lines)].join('\n');
+}
+
+function runText({ file, result }: NamedResult<Evaluation>): string {
+  const { settings, machine, elapsedMs, command, commit } = result;
+  const kinds = new Map<string, number>();
+  for (const { kind } of settings.documents) kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
+  const documents = [...kinds].map(([kind, count]) => `${count} of ${kind}`).join(', ');
+  return [
+    `${settings.documents.length} documents (${documents}) of ${settings.prefixTokens} + ${settings.continuationTokens} tokens, ${settings.sinks} sinks and window ${settings.window} exact; profile \`${settings.profileId.slice(0, 12)}\`, model \`${settings.modelFingerprint.slice(0, 12)}\`.`,
+    `${machine.processor}, ${machine.threads} threads, llama.cpp ${machine.engine}, Node ${machine.node}; ${(elapsedMs / 60_000).toFixed(1)} minutes at commit \`${(commit ?? 'not recorded').slice(0, 12)}\`: \`${command ?? 'not recorded'}\` (\`${file}\`).\n`,
+  ].join('\n');
+}
+
+/** Where the numbers speak against kvtc, computed from them. */
+function losesText(evaluations: ModelResults['evaluations']): string {
+  const lines = evaluations.flatMap(({ result: { rows, settings } }) => {
+    const weights = settings.weights === 'as-is' ? 'weights as published' : `weights in ${settings.weights}`;
+    const plain = rows.filter(isPlainKvtc);
+    const least = Math.min(...plain.map(({ effectiveRatio }) => effectiveRatio ?? Infinity));
+    const finest = plain.toSorted((a, b) => a.klNats - b.klNats)[0];
+    const closer = rows.filter((row) => !isPlainKvtc(row) && finest !== undefined && row.klNats < finest.klNats);
+    const lost = plain.flatMap((row) =>
+      Object.entries(row.tasks ?? {})
+        .filter(([, { exactCorrect, correct }]) => exactCorrect > 0 && correct < 0.95 * exactCorrect)
+        .map(([task, { exactCorrect, correct }]) => `${task} at ${row.ratio}x (${correct} of ${exactCorrect})`),
+    );
+    const weak = plain.filter((row) => row.copyKlNats > 3 * row.klNats).map((row) => `${row.ratio}x`);
+    const short = plain.at(-1);
+    return [
+      ...(['klNats', 'copyKlNats'] as const).flatMap((measure) => {
+        const { beating } = comparison(rows, measure);
+        const what = measure === 'klNats' ? 'prediction' : 'copying';
+        return beating.length === 0
+          ? []
+          : [`${beating.join(', ')}: smaller and closer in ${what} than some ratio of kvtc`];
+      }),
+      closer.length === 0 || finest === undefined
+        ? ''
+        : `${closer.map(({ treatment }) => treatment).join(', ')} ${closer.length === 1 ? 'is' : 'are'} closer to exact than any ratio measured (the closest, ${finest.ratio}x, is ${least.toFixed(2)} times smaller and costs ${nats(finest.klNats)})`,
+      weak.length === 0 ? '' : `copying suffers more than prediction at ${weak.join(', ')}: over three times the KL`,
+      lost.length === 0 ? '' : `answers are lost: ${lost.join(', ')}`,
+      short?.paperRatio !== null &&
+      short?.effectiveRatio !== null &&
+      short !== undefined &&
+      short.paperRatio > 2 * short.effectiveRatio
+        ? `at ${settings.prefixTokens} tokens the exact window eats most of the high ratios: ${short.ratio}x stores ${short.effectiveRatio.toFixed(1)} times less, not ${short.paperRatio.toFixed(1)}`
+        : '',
+    ]
+      .filter((line) => line !== '')
+      .map((line) => `* ${line} (${weights}).`);
+  });
+  return lines.length === 0 ? '' : `### Where kvtc loses\n\n${lines.join('\n')}\n`;
+}
+
+function deviationsText({ deviations }: Comparison, explanations: Readonly<Record<string, string>>): string {
+  if (deviations.length === 0) return '';
+  const lines = deviations.map(({ place, ours, theirs }) => {
+    const why = explanations[place] ?? 'not explained yet';
+    return `* ${place.split('/').slice(1).join(', ')}: ${Number(ours.toPrecision(3))} against ${theirs}. ${why}`;
+  });
+  return `### Deviations from the reference\n\n${lines.join('\n')}\n`;
+}
+
+function markdown(heading: readonly string[], rows: readonly (readonly string[])[]): string {
+  const line = (cells: readonly string[]): string => `| ${cells.join(' | ')} |`;
+  const rule = heading.map((_, i) => (i === 0 ? '---' : '---:'));
+  return `${[line(heading), line(rule), ...rows.map(line)].join('\n')}\n`;
+}
+
+function nats(value: number): string {
+  return value !== 0 && Math.abs(value) < 0.001 ? value.toExponential(1) : value.toFixed(4);
+}
+
+function percent(share: number): string {
+  return `${(100 * share).toFixed(1)} %`;
+}
