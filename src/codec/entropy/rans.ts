@@ -72,89 +72,29 @@ export function fillSlots(frequencies: ArrayLike<number>, slots: Int32Array, off
   invariant(at === offset + PROBABILITY_SCALE, 'frequencies do not fill the table');
 }
 
-/** Encoding constants of a family of tables, one entry per symbol, addressed by table offset + symbol. */
-export interface EncoderTables {
-  /** Number below which the state must be before the symbol is coded: frequency · 2^19. f64, since it may be 2^31. */
-  readonly limit: Float64Array;
-  /** 1 / frequency, raised by 2^-48 so that ⌊state · reciprocal⌋ = ⌊state / frequency⌋ for all states below 2^31. */
-  readonly reciprocal: Float64Array;
-  /** PROBABILITY_SCALE − frequency. */
-  readonly complement: Int32Array;
-  readonly start: Int32Array;
-}
+/** Bytes an encoder's table takes for a symbol. */
+const ENCODER_BYTES = 16;
 
-export function createEncoderTables(entries: number): EncoderTables {
-  return {
-    limit: new Float64Array(entries),
-    reciprocal: new Float64Array(entries),
-    complement: new Int32Array(entries),
-    start: new Int32Array(entries),
-  };
-}
-
-/** Fills the encoding constants of one table at [offset, offset + frequencies.length). */
-export function fillEncoder(frequencies: ArrayLike<number>, tables: EncoderTables, offset: number): void {
+/**
+ * Writes the encoding constants of a table, 16 bytes a symbol, at `offsetBytes`: u64 ⌈2^43 / f⌉, u32 f, u32 start, all
+ * little-endian. A state that may be coded is below f · 2^19, so ⌊state · ⌈2^43 / f⌉ / 2^43⌋ is ⌊state / f⌋ exactly and the
+ * product stays below 2^63. Symbols of frequency 0 get zeros.
+ */
+export function fillEncoder(frequencies: ArrayLike<number>, view: DataView, offsetBytes: number): void {
   let start = 0;
   for (let s = 0; s < frequencies.length; s++) {
     const f = frequencies[s]!;
-    tables.limit[offset + s] = f * 2 ** (31 - PROBABILITY_BITS);
-    tables.reciprocal[offset + s] = (1 / f) * (1 + 2 ** -48);
-    tables.complement[offset + s] = PROBABILITY_SCALE - f;
-    tables.start[offset + s] = start;
+    const at = offsetBytes + ENCODER_BYTES * s;
+    view.setBigUint64(at, f === 0 ? 0n : BigInt(Math.ceil(2 ** 43 / f)), true);
+    view.setUint32(at + 8, f, true);
+    view.setUint32(at + 12, start, true);
     start += f;
   }
-}
-
-/** A lane being written from its last step to its first: the next word goes before `at`. */
-export interface LaneWriter {
-  state: number;
-  at: number;
-  readonly words: Uint16Array;
-}
-
-/** Begins a lane that fills `scratch` from its end. Room is needed for a word per step and two more. */
-export function openLane(scratch: Uint16Array): LaneWriter {
-  return { state: LOWER_BOUND, at: scratch.length, words: scratch };
-}
-
-/** Writes the state and returns a copy of the lane's words in decoding order. */
-export function closeLane(writer: LaneWriter): Uint16Array {
-  writer.words[--writer.at] = writer.state & 0xffff;
-  writer.words[--writer.at] = writer.state >>> 16;
-  return writer.words.slice(writer.at);
 }
 
 /** How a raw step stands among coded ones, which are table entries ≥ 0. `bits` in [1, MAX_RAW_BITS]. */
 export function rawStep(value: number, bits: number): number {
   return -1 - (value * 16 + bits);
-}
-
-/** Codes steps [0, count), last to first. Hot. The state stays below 2^31, so nothing here wraps. */
-export function writeSteps(writer: LaneWriter, steps: Int32Array, count: number, tables: EncoderTables): void {
-  const { limit, reciprocal, complement, start } = tables;
-  const { words } = writer;
-  let x = writer.state;
-  let at = writer.at;
-  for (let i = count - 1; i >= 0; i--) {
-    const step = steps[i]!;
-    if (step >= 0) {
-      if (x >= limit[step]!) {
-        words[--at] = x;
-        x >>>= 16;
-      }
-      x += start[step]! + Math.imul((x * reciprocal[step]!) | 0, complement[step]!);
-    } else {
-      const raw = -1 - step;
-      const bits = raw & 15;
-      if (x >= 2 ** (31 - bits)) {
-        words[--at] = x;
-        x >>>= 16;
-      }
-      x = (x << bits) | (raw >> 4);
-    }
-  }
-  writer.state = x;
-  writer.at = at;
 }
 
 /** Throws KVTC_CHUNK_MALFORMED unless a decoded lane used up its words and came back to the state coding began with. */

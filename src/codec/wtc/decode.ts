@@ -1,47 +1,20 @@
 // Decodes one chunk of a stream: lanes of rANS words → coefficients (docs/format/wtc-codec.md, docs/format/entropy.md).
-// All lanes walk together, pair by pair, so that one lane's long dependency chain overlaps the others'.
-// Everything it reads and writes is bounded by the plan; wrong bytes end in KVTC_CHUNK_MALFORMED.
+// All lanes walk together, pair by pair, so that one lane's long dependency chain overlaps the others'; the walk itself is
+// the kernel's. Everything it reads and writes is bounded by the plan; wrong bytes end in KVTC_CHUNK_MALFORMED.
 
 import { KvtcError } from '../../base/errors.ts';
 import { LOWER_BOUND, PROBABILITY_SCALE, checkLaneEnd } from '../entropy/rans.ts';
-import { BLOCK_COMPONENTS, CLASS_MIN, TOKEN_CLASS_MIN, classShift, codedPairs, tokenStep } from './classes.ts';
-import { reconstruct } from './coder-tables.ts';
+import { TOKEN_CLASS_MIN, codedPairs, tokenStep } from './classes.ts';
+import type { ChunkRoom } from './chunk-room.ts';
+import { fillRoom, placeExpected, planRoom } from './chunk-room.ts';
 import type { ChunkFrame } from './frame.ts';
 import { laneTokens } from './frame.ts';
+import { kernelOf } from './kernel/kernel.ts';
+import { LANE, LANES, LANE_BYTES } from './kernel/layout.ts';
 import type { WtcPlan } from './plan.ts';
-import { weightRow } from './symbolise.ts';
-import {
-  ENTRY_STRIDE,
-  PAIR_CLASS_MAX,
-  SHORT_PAIR_CLASS_MAX,
-  SINGLE_CLASS_MAX,
-  SINGLE_ESCAPE,
-  SINGLE_REACH,
-  SINGLE_TABLES,
-  clampClass,
-  rawBitsOf,
-} from './symbols.ts';
 
-const MASK = PROBABILITY_SCALE - 1;
-const BLOCK_PAIRS = BLOCK_COMPONENTS / 2;
-const SHORT_PAIR_ROWS = SHORT_PAIR_CLASS_MAX - CLASS_MIN + 1;
-
-/** Where each lane stands, one entry per lane. */
-interface Lanes {
-  readonly words: Uint16Array;
-  readonly states: Int32Array;
-  readonly positions: Int32Array;
-  /** Pairs of the lane's token that are still coded at all. */
-  readonly pairCounts: Int32Array;
-  /** Twice the token's class, and that less the shift its magnitudes give. */
-  readonly tokenShifts: Int32Array;
-  readonly shifts: Int32Array;
-  /** The token's step and its weighted magnitudes so far. */
-  readonly steps: Float64Array;
-  readonly observed: Int32Array;
-  /** One block of components per lane: writing rows directly would fight over cache sets. */
-  readonly block: Float32Array;
-}
+/** More bytes than one token can read: a pair takes at most 11 steps of one word, the token's class one more. */
+const WORD_BYTES_PER_COMPONENT = 12;
 
 /**
  * Fills `out` f32[tokenCount, plan.rank] and `tokenClasses` i8[tokenCount] from a parsed frame. Integers are the same on
@@ -54,177 +27,98 @@ export function decodeLanes(
   out: Float32Array,
   tokenClasses: Int8Array,
 ): void {
-  const { laneStarts, lanes: laneCount } = frame;
-  const lanes = startLanes(frame);
-  out.fill(0, 0, tokenCount * plan.rank);
-  const longest = Math.ceil(tokenCount / laneCount);
-  const rowStarts = new Int32Array(laneCount);
-  const expected: Int32Array[] = [];
+  const { words, laneStarts, lanes } = frame;
+  const { rank } = plan;
+  const kernel = kernelOf(plan.family);
+  const slackBytes = WORD_BYTES_PER_COMPONENT * rank + 16;
+  const room = planRoom(plan, [words.length + slackBytes, 4 * tokenCount * rank]);
+  const [wordsAt, rowsAt] = room.parts as [number, number];
+  const memory = kernel.reserve(room.roomBytes);
+  fillRoom(memory, room, plan);
+  memory.set(words, wordsAt);
+  memory.fill(0, rowsAt, rowsAt + 4 * tokenCount * rank);
+  const records = new DataView(memory.buffer, LANES, lanes * LANE_BYTES);
+  for (let l = 0; l < lanes; l++) startLane(records, l, wordsAt + 2 * laneStarts[l]!, memory);
+  const longest = Math.ceil(tokenCount / lanes);
+  const laneEnd = LANES + lanes * LANE_BYTES;
+  const written = new Set<number>();
   for (let turn = 0; turn < longest; turn++) {
     let pairs = 0;
-    for (let l = 0; l < laneCount; l++) {
-      const token = laneTokens(tokenCount, laneCount, l) + turn;
-      lanes.pairCounts[l] = 0;
-      if (token >= laneTokens(tokenCount, laneCount, l + 1)) continue;
-      const tokenClass = decodeTokenClass(lanes, l, frame.tokenClassSlots);
+    for (let l = 0; l < lanes; l++) {
+      const at = l * LANE_BYTES;
+      // A lane that has run past its end only ever reads what follows; it is told here, before it can leave the memory.
+      if (records.getInt32(at + LANE.position, true) > wordsAt + 2 * laneStarts[l + 1]!) {
+        checkLane(records, l, laneStarts, wordsAt);
+      }
+      records.setInt32(at + LANE.pairCount, 0, true);
+      const token = laneTokens(tokenCount, lanes, l) + turn;
+      if (token >= laneTokens(tokenCount, lanes, l + 1)) continue;
+      const tokenClass = decodeTokenClass(records, at, memory, frame.tokenClassSlots);
       tokenClasses[token] = tokenClass;
-      lanes.pairCounts[l] = codedPairs(plan.pairClasses, tokenClass, plan.cut);
-      lanes.tokenShifts[l] = lanes.shifts[l] = 2 * tokenClass;
-      lanes.steps[l] = tokenStep(plan.stepIndex, tokenClass);
-      lanes.observed[l] = 0;
-      rowStarts[l] = token * plan.rank;
-      expected[l] = plan.expectedMagnitudes(tokenClass);
-      pairs = Math.max(pairs, lanes.pairCounts[l]!);
+      const count = codedPairs(plan.pairClasses, tokenClass, plan.cut);
+      startToken(records, at, memory, room, plan, { tokenClass, count, row: rowsAt + 4 * token * rank, written });
+      pairs = Math.max(pairs, count);
     }
-    for (let first = 0; first < pairs; first += BLOCK_PAIRS) {
-      if (first > 0) shiftLanes(lanes, expected, first / BLOCK_PAIRS);
-      decodeBlock(lanes, plan, first, Math.min(first + BLOCK_PAIRS, pairs));
-      writeBlock(lanes, first, rowStarts, out);
-    }
+    kernel.run.decode(pairs, laneEnd, room.pairClasses, room.componentClasses);
   }
-  for (let l = 0; l < laneCount; l++) {
-    const start = laneStarts[l]!;
-    checkLaneEnd(l, lanes.states[l]!, lanes.positions[l]! - start, laneStarts[l + 1]! - start);
+  for (let l = 0; l < lanes; l++) checkLane(records, l, laneStarts, wordsAt);
+  out.set(new Float32Array(memory.buffer, rowsAt, tokenCount * rank));
+}
+
+function startLane(records: DataView, l: number, wordsAt: number, memory: Uint8Array): void {
+  const state = (wordAt(memory, wordsAt) << 16) | wordAt(memory, wordsAt + 2);
+  if (state < LOWER_BOUND) {
+    throw new KvtcError('KVTC_CHUNK_MALFORMED', `lane ${l} of a wtc chunk begins in state ${state}`, {
+      lane: l,
+      state,
+    });
   }
+  records.setInt32(l * LANE_BYTES + LANE.state, state, true);
+  records.setInt32(l * LANE_BYTES + LANE.position, wordsAt + 4, true);
 }
 
-function startLanes({ words, laneStarts, lanes: laneCount }: ChunkFrame): Lanes {
-  const integers = (): Int32Array => new Int32Array(laneCount);
-  const states = integers();
-  const positions = integers();
-  for (let l = 0; l < laneCount; l++) {
-    const at = laneStarts[l]!;
-    states[l] = (words[at]! << 16) | words[at + 1]!;
-    positions[l] = at + 2;
-    if (states[l]! < LOWER_BOUND) {
-      throw new KvtcError('KVTC_CHUNK_MALFORMED', `lane ${l} of a wtc chunk begins in state ${states[l]}`, {
-        lane: l,
-        state: states[l],
-      });
-    }
+function startToken(
+  records: DataView,
+  at: number,
+  memory: Uint8Array,
+  room: ChunkRoom,
+  plan: WtcPlan,
+  token: {
+    readonly tokenClass: number;
+    readonly count: number;
+    readonly row: number;
+    readonly written: Set<number>;
+  },
+): void {
+  const { tokenClass, count, row, written } = token;
+  records.setInt32(at + LANE.pairCount, count, true);
+  records.setInt32(at + LANE.tokenShift, 2 * tokenClass, true);
+  records.setInt32(at + LANE.shift, 2 * tokenClass, true);
+  records.setFloat32(at + LANE.step, tokenStep(plan.stepIndex, tokenClass), true);
+  records.setInt32(at + LANE.observed, 0, true);
+  records.setInt32(at + LANE.expected, placeExpected(memory, room, plan, tokenClass, written), true);
+  records.setInt32(at + LANE.row, row, true);
+}
+
+function decodeTokenClass(records: DataView, at: number, memory: Uint8Array, slots: Int32Array): number {
+  const state = records.getInt32(at + LANE.state, true);
+  const slot = slots[state & (PROBABILITY_SCALE - 1)]!;
+  let x = Math.imul((slot >>> 12) & 8191, state >>> 12) + (slot & (PROBABILITY_SCALE - 1));
+  if (x < LOWER_BOUND) {
+    const position = records.getInt32(at + LANE.position, true);
+    x = (x << 16) | wordAt(memory, position);
+    records.setInt32(at + LANE.position, position + 2, true);
   }
-  return {
-    words,
-    states,
-    positions,
-    pairCounts: integers(),
-    tokenShifts: integers(),
-    shifts: integers(),
-    steps: new Float64Array(laneCount),
-    observed: integers(),
-    block: new Float32Array(laneCount * BLOCK_COMPONENTS),
-  };
-}
-
-function shiftLanes({ shifts, tokenShifts, observed }: Lanes, expected: readonly Int32Array[], block: number): void {
-  for (let l = 0; l < shifts.length; l++) {
-    const expectation = expected[l]?.[block] ?? 0;
-    shifts[l] = tokenShifts[l]! - classShift(observed[l]!, expectation);
-  }
-}
-
-/** Pairs [first, end) of every lane's token into its block; in each pair lanes in order. Hot. */
-function decodeBlock(lanes: Lanes, plan: WtcPlan, first: number, end: number): void {
-  const { words, states, positions, pairCounts, tokenShifts, shifts, steps, observed, block } = lanes;
-  const { pairClasses } = plan;
-  const { weights } = plan.family;
-  const { slots, values, magnitudes } = plan.tables;
-  const laneCount = states.length;
-  for (let u = first; u < end; u++) {
-    const pairClass = pairClasses[u]!;
-    for (let l = 0, to = 2 * (u - first); l < laneCount; l++, to += BLOCK_COMPONENTS) {
-      if (u >= pairCounts[l]!) continue;
-      const scaleClass = pairClass - shifts[l]!;
-      if (scaleClass > PAIR_CLASS_MAX) {
-        decodeSingles(lanes, l, plan, 2 * u, to);
-        continue;
-      }
-      const row = scaleClass < CLASS_MIN ? 0 : scaleClass - CLASS_MIN;
-      const state = states[l]!;
-      const slot = slots[((SINGLE_TABLES + row) << 12) | (state & MASK)]!;
-      const x = Math.imul((slot >>> 12) & 8191, state >>> 12) + (slot & MASK);
-      // Without branches, since neither the next word nor a pair's being zero can be foreseen.
-      const refill = (x - LOWER_BOUND) >> 31;
-      const position = positions[l]!;
-      states[l] = (x << (refill & 16)) | (words[position]! & refill);
-      positions[l] = position - refill;
-      const symbol = slot >>> 25;
-      if (symbol === (row < SHORT_PAIR_ROWS ? 25 : 49)) {
-        const weight = weights[weightRow(pairClass - tokenShifts[l]!)]!;
-        block[to] = decodeSingle(lanes, l, plan, row + CLASS_MIN, weight) * steps[l]!;
-        block[to + 1] = decodeSingle(lanes, l, plan, row + CLASS_MIN, weight) * steps[l]!;
-        continue;
-      }
-      const entry = (SINGLE_TABLES + row) * ENTRY_STRIDE + symbol;
-      observed[l]! += magnitudes[entry]! * weights[weightRow(pairClass - tokenShifts[l]!)]!;
-      block[to] = values[2 * entry]! * steps[l]!;
-      block[to + 1] = values[2 * entry + 1]! * steps[l]!;
-    }
-  }
-}
-
-/** A pair of components as singles, each of its own class. */
-function decodeSingles(lanes: Lanes, l: number, plan: WtcPlan, component: number, to: number): void {
-  const { tokenShifts, shifts, steps, block } = lanes;
-  for (let j = 0; j < 2; j++) {
-    const own = plan.componentClasses[component + j]!;
-    const weight = plan.family.weights[weightRow(own - tokenShifts[l]!)]!;
-    block[to + j] = decodeSingle(lanes, l, plan, clampClass(own - shifts[l]!), weight) * steps[l]!;
-  }
-}
-
-/** One component of a clamped class by itself, in steps. */
-function decodeSingle(lanes: Lanes, l: number, plan: WtcPlan, scaleClass: number, weight: number): number {
-  const { words, states, positions, observed } = lanes;
-  const rawBits = rawBitsOf(scaleClass);
-  const row = scaleClass - 4 * rawBits - CLASS_MIN;
-  let x = states[l]!;
-  const slot = plan.tables.slots[(row << 12) | (x & MASK)]!;
-  x = Math.imul((slot >>> 12) & 8191, x >>> 12) + (slot & MASK);
-  if (x < LOWER_BOUND) x = (x << 16) | words[positions[l]!++]!;
-  states[l] = x;
-  const entry = row * ENTRY_STRIDE + (slot >>> 25);
-  observed[l]! += plan.tables.magnitudes[entry]! * weight;
-  const escapes = slot >>> 25 === SINGLE_ESCAPE;
-  if (!escapes && rawBits === 0) return plan.tables.values[2 * entry]!;
-  const q = escapes ? decodeEscape(lanes, l) : (slot >>> 25) - SINGLE_REACH;
-  if (rawBits === 0) return reconstruct(q, plan.family.centroids, row);
-  const k = q * (1 << rawBits) - (1 << (rawBits - 1)) + decodeRaw(lanes, l, rawBits);
-  return reconstruct(k, plan.family.centroids, SINGLE_CLASS_MAX - CLASS_MIN);
-}
-
-/** |q| − SINGLE_REACH ≥ 1: its bit length less one (4 bits), the bits below its highest, then the sign. */
-function decodeEscape(lanes: Lanes, l: number): number {
-  const length = decodeRaw(lanes, l, 4);
-  const excess = (1 << length) | (length === 0 ? 0 : decodeRaw(lanes, l, length));
-  const magnitude = SINGLE_REACH + excess;
-  return decodeRaw(lanes, l, 1) === 0 ? magnitude : -magnitude;
-}
-
-function decodeRaw({ words, states, positions }: Lanes, l: number, bits: number): number {
-  let x = states[l]!;
-  const value = x & ((1 << bits) - 1);
-  x >>>= bits;
-  if (x < LOWER_BOUND) x = (x << 16) | words[positions[l]!++]!;
-  states[l] = x;
-  return value;
-}
-
-function decodeTokenClass({ words, states, positions }: Lanes, l: number, slots: Int32Array): number {
-  let x = states[l]!;
-  const slot = slots[x & MASK]!;
-  x = Math.imul((slot >>> 12) & 8191, x >>> 12) + (slot & MASK);
-  if (x < LOWER_BOUND) x = (x << 16) | words[positions[l]!++]!;
-  states[l] = x;
+  records.setInt32(at + LANE.state, x, true);
   return (slot >>> 25) + TOKEN_CLASS_MIN;
 }
 
-/** Copies the lanes' blocks into their rows. Hot. */
-function writeBlock({ block, pairCounts }: Lanes, first: number, rowStarts: Int32Array, out: Float32Array): void {
-  for (let l = 0; l < pairCounts.length; l++) {
-    const count = 2 * Math.min(BLOCK_PAIRS, pairCounts[l]! - first);
-    const from = l * BLOCK_COMPONENTS;
-    const to = rowStarts[l]! + 2 * first;
-    for (let i = 0; i < count; i++) out[to + i] = block[from + i]!;
-  }
+function checkLane(records: DataView, l: number, laneStarts: Int32Array, wordsAt: number): void {
+  const wordsRead = (records.getInt32(l * LANE_BYTES + LANE.position, true) - wordsAt) / 2 - laneStarts[l]!;
+  const wordCount = laneStarts[l + 1]! - laneStarts[l]!;
+  checkLaneEnd(l, records.getInt32(l * LANE_BYTES + LANE.state, true), wordsRead, wordCount);
+}
+
+function wordAt(memory: Uint8Array, at: number): number {
+  return memory[at]! | (memory[at + 1]! << 8);
 }

@@ -1,11 +1,14 @@
 // Encodes one chunk of a stream: coefficients → lanes of rANS words, the reverse of decode.ts. A lane's steps are coded
-// from last to first, as rANS demands; words are written from the end of a scratch buffer backwards.
+// from last to first, as rANS demands; words are written from the end of their room backwards. The loops are the kernel's.
 
-import { closeLane, createEncoderTables, fillEncoder, openLane, writeSteps } from '../entropy/rans.ts';
-import { TOKEN_CLASSES, TOKEN_CLASS_MIN, tokenStep } from './classes.ts';
+import { LOWER_BOUND, fillEncoder } from '../entropy/rans.ts';
+import { TOKEN_CLASS_MIN, codedPairs, tokenStep } from './classes.ts';
+import { fillRoom, placeExpected, planRoom } from './chunk-room.ts';
 import { laneTokens, tokenClassFrequencies, tokenClassWeights, writeFrame } from './frame.ts';
+import { kernelOf } from './kernel/kernel.ts';
+import { CLASS_ENCODER, ENCODER, LANE, LANES } from './kernel/layout.ts';
 import type { WtcPlan } from './plan.ts';
-import { STEPS_PER_PAIR, createTokenSteps, symboliseToken } from './symbolise.ts';
+import { DECISION_UNITS, STEPS_PER_PAIR } from './symbolise.ts';
 
 /** Chunk bytes of `coefficients` f32[tokenCount, plan.rank], finite, and their token classes, in `lanes` lanes. */
 export function encodeLanes(
@@ -15,26 +18,54 @@ export function encodeLanes(
   lanes: number,
   plan: WtcPlan,
 ): Uint8Array {
+  const { rank } = plan;
+  const kernel = kernelOf(plan.family);
+  // No step takes more than a word; a token has its class before its pairs, a lane its state of two words before all.
+  const stepsPerToken = (rank / 2) * STEPS_PER_PAIR + 1;
+  const laneRoomBytes = 2 * (Math.ceil(tokenCount / lanes) * stepsPerToken + 2);
+  const room = planRoom(plan, [4 * lanesLongest(tokenCount, lanes) * rank, 4 * stepsPerToken, laneRoomBytes]);
+  const [rowsAt, stepsAt, laneRoomAt] = room.parts as [number, number, number];
+  const memory = kernel.reserve(room.roomBytes);
+  fillRoom(memory, room, plan);
+  const view = new DataView(memory.buffer);
   const weights = tokenClassWeights(tokenClasses);
-  const tokenClassTable = createEncoderTables(TOKEN_CLASSES);
-  fillEncoder(tokenClassFrequencies(weights) ?? [], tokenClassTable, 0);
-  const token = createTokenSteps(plan.rank);
-  // No step takes more than a word, a token's class one more, the state two.
-  const longest = Math.ceil(tokenCount / lanes);
-  const scratch = new Uint16Array(longest * ((plan.rank / 2) * STEPS_PER_PAIR + 1) + 2);
-  const laneWords: Uint16Array[] = [];
-  const classStep = new Int32Array(1);
+  fillEncoder(tokenClassFrequencies(weights) ?? [], view, CLASS_ENCODER);
+  const rows = new Float32Array(memory.buffer, rowsAt, lanesLongest(tokenCount, lanes) * rank);
+  const written = new Set<number>();
+  const laneWords: Uint8Array[] = [];
+  const end = laneRoomAt + laneRoomBytes;
   for (let l = 0; l < lanes; l++) {
-    const writer = openLane(scratch);
     const first = laneTokens(tokenCount, lanes, l);
-    for (let t = laneTokens(tokenCount, lanes, l + 1) - 1; t >= first; t--) {
+    const last = laneTokens(tokenCount, lanes, l + 1) - 1;
+    rows.set(coefficients.subarray(first * rank, (last + 1) * rank));
+    view.setInt32(LANES + LANE.state, LOWER_BOUND, true);
+    view.setInt32(LANES + LANE.position, end, true);
+    for (let t = last; t >= first; t--) {
       const tokenClass = tokenClasses[t]!;
-      symboliseToken(coefficients, t * plan.rank, tokenClass, tokenStep(plan.stepIndex, tokenClass), plan, token);
-      writeSteps(writer, token.steps, token.stepCount, plan.tables.encoder);
-      classStep[0] = tokenClass - TOKEN_CLASS_MIN;
-      writeSteps(writer, classStep, 1, tokenClassTable);
+      const stepsEnd = kernel.run.symbolise(
+        rowsAt + 4 * (t - first) * rank,
+        codedPairs(plan.pairClasses, tokenClass, plan.cut),
+        DECISION_UNITS / tokenStep(plan.stepIndex, tokenClass),
+        2 * tokenClass,
+        placeExpected(memory, room, plan, tokenClass, written),
+        room.pairClasses,
+        room.componentClasses,
+        stepsAt,
+      );
+      kernel.run.write(LANES, stepsAt, stepsEnd, ENCODER);
+      view.setInt32(stepsAt, tokenClass - TOKEN_CLASS_MIN, true);
+      kernel.run.write(LANES, stepsAt, stepsAt + 4, CLASS_ENCODER);
     }
-    laneWords.push(closeLane(writer));
+    const state = view.getInt32(LANES + LANE.state, true);
+    const at = view.getInt32(LANES + LANE.position, true) - 4;
+    view.setUint16(at, state >>> 16, true);
+    view.setUint16(at + 2, state & 0xffff, true);
+    laneWords.push(memory.slice(at, end));
   }
   return writeFrame(weights, laneWords);
+}
+
+/** Tokens of the longest lane. */
+function lanesLongest(tokenCount: number, lanes: number): number {
+  return Math.ceil(tokenCount / lanes);
 }

@@ -17,8 +17,8 @@ const LANE_WORDS_MAX = 1 << 26;
 
 export interface ChunkFrame {
   readonly lanes: number;
-  /** All lanes' words, then a 0. */
-  readonly words: Uint16Array;
+  /** All lanes' words, two bytes each: a part of the chunk, not a copy. */
+  readonly words: Uint8Array;
   /** i32[lanes + 1]: where a lane's words begin; the last is where they end. */
   readonly laneStarts: Int32Array;
   /** i32[PROBABILITY_SCALE]: decoding slots of the token class table. */
@@ -63,20 +63,18 @@ export function tokenClassFrequencies(weights: Uint8Array): Uint16Array | null {
   return frequencies;
 }
 
-/** Joins the parts. `laneWords` are in decoding order. */
-export function writeFrame(weights: Uint8Array, laneWords: readonly Uint16Array[]): Uint8Array {
-  const lengths = laneWords.flatMap((words) => variableLength(words.length));
-  const wordCount = laneWords.reduce((sum, words) => sum + words.length, 0);
-  const bytes = new Uint8Array(HEAD_BYTES + lengths.length + 2 * wordCount);
+/** Joins the parts. `laneWords` are bytes of words in decoding order. */
+export function writeFrame(weights: Uint8Array, laneWords: readonly Uint8Array[]): Uint8Array {
+  const lengths = laneWords.flatMap((words) => variableLength(words.length / 2));
+  const wordBytes = laneWords.reduce((sum, words) => sum + words.length, 0);
+  const bytes = new Uint8Array(HEAD_BYTES + lengths.length + wordBytes);
   bytes[0] = laneWords.length;
   for (let c = 0; c < TOKEN_CLASSES; c++) bytes[1 + (c >> 1)]! |= weights[c]! << (4 * (c & 1));
   bytes.set(lengths, HEAD_BYTES);
   let at = HEAD_BYTES + lengths.length;
   for (const words of laneWords) {
-    for (const word of words) {
-      bytes[at++] = word & 0xff;
-      bytes[at++] = word >> 8;
-    }
+    bytes.set(words, at);
+    at += words.length;
   }
   return bytes;
 }
@@ -112,12 +110,9 @@ export function readFrame(bytes: Uint8Array, tokenCount: number): ChunkFrame {
   if (bytes.length - at !== 2 * wordCount) {
     malformed(`${bytes.length - at} bytes of words, its lane lengths say ${2 * wordCount}`);
   }
-  // One more than there are: the decoder reads ahead of need.
-  const words = new Uint16Array(wordCount + 1);
-  for (let w = 0; w < wordCount; w++, at += 2) words[w] = bytes[at]! | (bytes[at + 1]! << 8);
   const tokenClassSlots = new Int32Array(PROBABILITY_SCALE);
   fillSlots(frequencies, tokenClassSlots, 0);
-  return { lanes, words, laneStarts, tokenClassSlots };
+  return { lanes, words: bytes.subarray(at), laneStarts, tokenClassSlots };
 }
 
 function variableLength(value: number): number[] {

@@ -17,8 +17,6 @@ import {
   pairClasses,
   stepOf,
 } from './classes.ts';
-import type { CoderTables } from './coder-tables.ts';
-import { prepareTables } from './coder-tables.ts';
 import type { TableFamily } from './family.ts';
 import { PAIR_CLASS_MAX } from './symbols.ts';
 import { weightRow } from './symbolise.ts';
@@ -58,7 +56,6 @@ export interface WtcPlan extends CodecPlan, StreamParameters {
   /** i16[rank / 2] */
   readonly pairClasses: Int16Array;
   readonly family: TableFamily;
-  readonly tables: CoderTables;
   /** i32[blocks + 1]: what is expected of a token's weighted magnitudes before each block of 32 components. */
   expectedMagnitudes(tokenClass: number): Int32Array;
 }
@@ -116,7 +113,6 @@ export function createWtcPlan(parameters: StreamParameters, { scales, family }: 
     componentClasses: ofComponents,
     pairClasses: ofPairs,
     family,
-    tables: prepareTables(family),
     expectedMagnitudes: (tokenClass: number) => {
       const index = tokenClass - TOKEN_CLASS_MIN;
       invariant(index >= 0 && index < TOKEN_CLASSES, `token class ${tokenClass}`);

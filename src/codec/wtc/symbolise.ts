@@ -62,7 +62,7 @@ export function symboliseToken(
 ): void {
   const { pairClasses, componentClasses, family, cut } = plan;
   const { weights } = family;
-  const decisions = prepareDecisions(family);
+  const decisions = decisionsFor(family);
   const { steps, integers, rows } = token;
   const expected = plan.expectedMagnitudes(tokenClass);
   const scale = DECISION_UNITS / step;
@@ -117,7 +117,7 @@ export function symboliseToken(
 }
 
 /** Decisions are made on whole 1/1024 steps. */
-const DECISION_UNITS = 1024;
+export const DECISION_UNITS = 1024;
 const DECISION_BITS = 10;
 
 /** Largest |k| without raw bits. */
@@ -126,17 +126,19 @@ const MAX_Q = SINGLE_REACH + MAX_EXCESS - 1;
 /** Magnitudes from here on are rounded without regard to cost, in floats. */
 const LARGE = 2 ** 30;
 
-const decisionsOf = new WeakMap<TableFamily, Int32Array>();
-
 /** i32[SINGLE_TABLES, CELLS]: the thresholds 0|1 and 1|2 less one unit, and 1 + the offset above, in units. */
-function prepareDecisions(family: TableFamily): Int32Array {
-  const known = decisionsOf.get(family);
-  if (known !== undefined) return known;
-  const decisions = Int32Array.from(family.thresholds, (threshold, i) =>
+export function prepareDecisions(family: TableFamily): Int32Array {
+  return Int32Array.from(family.thresholds, (threshold, i) =>
     i % CELLS < 2 ? Math.round(threshold * DECISION_UNITS) - 1 : Math.round((threshold + 1) * DECISION_UNITS),
   );
-  decisionsOf.set(family, decisions);
-  return decisions;
+}
+
+const decisionsOf = new WeakMap<TableFamily, Int32Array>();
+
+function decisionsFor(family: TableFamily): Int32Array {
+  const known = decisionsOf.get(family) ?? prepareDecisions(family);
+  decisionsOf.set(family, known);
+  return known;
 }
 
 /** Integer k of v = c / step in decision units: one for each threshold passed, sign put back. */
@@ -188,4 +190,12 @@ function pushSingle(steps: Int32Array, count: number, k: number, scaleClass: num
   }
   if (rawBits > 0) steps[n++] = rawStep(centred & ((1 << rawBits) - 1), rawBits);
   return n;
+}
+
+/** What integer k of a class stands for, in steps: sign · f32(|k| + centroid). `row` = class − CLASS_MIN. */
+export function reconstruct(k: number, centroids: Float32Array, row: number): number {
+  if (k === 0) return 0;
+  const magnitude = Math.abs(k);
+  const value = Math.fround(magnitude + centroids[row * CELLS + Math.min(magnitude, CELLS) - 1]!);
+  return k < 0 ? -value : value;
 }

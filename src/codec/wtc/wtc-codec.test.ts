@@ -8,8 +8,7 @@ import { estimateBits } from './estimate.ts';
 import { laplaceRows, testTables } from './fixture.test-data.ts';
 import { createWtcPlan, rankNeeded } from './plan.ts';
 import type { WtcPlan } from './plan.ts';
-import { createTokenSteps, symboliseToken } from './symbolise.ts';
-import { reconstruct } from './coder-tables.ts';
+import { createTokenSteps, reconstruct, symboliseToken } from './symbolise.ts';
 import { decodeWtcChunk, encodeWtcChunk } from './wtc-codec.ts';
 
 const RANK = 128;

@@ -1,0 +1,355 @@
+// The hot loops of the codec in WebAssembly's text format: decoding all lanes of a turn, choosing a token's steps, and
+// writing steps. The same algorithms as decode.ts, symbolise.ts and rans.ts, which explain them; tests hold both to the
+// same bits. Memory: layout.ts.
+
+import { CLASS_MAX, CLASS_MIN, SHIFT_PRIOR, SHIFT_RATIOS } from '../classes.ts';
+import {
+  MAX_EXCESS,
+  PAIR_CLASS_MAX,
+  SHORT_PAIR_CLASS_MAX,
+  SINGLE_CLASS_MAX,
+  SINGLE_ESCAPE,
+  SINGLE_REACH,
+  SINGLE_TABLES,
+} from '../symbols.ts';
+import {
+  BLOCKS,
+  BLOCK_BYTES,
+  CENTROIDS,
+  CENTROID_ROW_BYTES,
+  DECISIONS,
+  ENCODER_BYTES,
+  LANE,
+  LANES,
+  LANE_BYTES,
+  MAGNITUDES,
+  PAIR_ESCAPE_MARK,
+  SLOTS,
+  VALUES,
+  WEIGHTS,
+} from './layout.ts';
+
+const MAX_Q = SINGLE_REACH + MAX_EXCESS - 1;
+const TOP_ROW = SINGLE_CLASS_MAX - CLASS_MIN;
+
+const get = (name: string): string => `(local.get $${name})`;
+const i32 = (value: number): string => `(i32.const ${value})`;
+const set = (name: string, value: string): string => `(local.set $${name} ${value})`;
+const add = (a: string, b: string): string => `(i32.add ${a} ${b})`;
+const sub = (a: string, b: string): string => `(i32.sub ${a} ${b})`;
+const field = (name: keyof typeof LANE): string => `(i32.load offset=${LANE[name]} ${get('lane')})`;
+const setField = (name: keyof typeof LANE, value: string): string =>
+  `(i32.store offset=${LANE[name]} ${get('lane')} ${value})`;
+const absolute = (name: string): string => {
+  const sign = `(i32.shr_s ${get(name)} ${i32(31)})`;
+  return sub(`(i32.xor ${get(name)} ${sign})`, sign);
+};
+
+/** $x ← state after the slot in $slot; then a word is taken if needed, without a branch. Updates the lane. */
+const advance = `
+  ${set('x', add(`(i32.mul (i32.and (i32.shr_u ${get('slot')} ${i32(12)}) ${i32(8191)}) (i32.shr_u ${get('x')} ${i32(12)}))`, `(i32.and ${get('slot')} ${i32(4095)})`))}
+  (call $refill ${get('lane')} ${get('x')})`;
+
+/** Class shift from observed and expected magnitudes, as an expression. */
+const ratioAtLeast = (ratio: number): string =>
+  `(i64.ge_s ${get('scaled')} (i64.mul ${get('base')} (i64.const ${ratio})))`;
+const ratioBelow = (ratio: number): string =>
+  `(i64.lt_s ${get('scaled')} (i64.mul ${get('base')} (i64.const ${ratio})))`;
+const classShift = sub(
+  add(ratioAtLeast(SHIFT_RATIOS.one), ratioAtLeast(SHIFT_RATIOS.two)),
+  add(ratioBelow(SHIFT_RATIOS.minusOne), ratioBelow(SHIFT_RATIOS.minusTwo)),
+);
+const setRatio = (observed: string, expected: string): string => `
+  (local.set $scaled (i64.mul (i64.extend_i32_s ${add(observed, i32(SHIFT_PRIOR))}) (i64.const 1024)))
+  (local.set $base (i64.extend_i32_s ${add(expected, i32(SHIFT_PRIOR))}))`;
+
+/** Clamps a class in $c to what tables know. */
+const clampClass = `
+  (if (i32.lt_s ${get('c')} ${i32(CLASS_MIN)}) (then ${set('c', i32(CLASS_MIN))}))
+  (if (i32.gt_s ${get('c')} ${i32(CLASS_MAX)}) (then ${set('c', i32(CLASS_MAX))}))
+  (if (i32.gt_s ${get('c')} ${i32(SINGLE_CLASS_MAX)})
+    (then ${set('n', `(i32.shr_s (i32.sub ${get('c')} ${i32(SINGLE_CLASS_MAX - 3)}) ${i32(2)})`)}))`;
+
+/** Weight of a base class, clamped. */
+const weightOf = (base: string): string => `(call $weight ${base})`;
+
+const decoding = `
+(func $refill (param $lane i32) (param $x i32) (local $r i32) (local $p i32)
+  ${set('r', `(i32.shr_s (i32.sub ${get('x')} ${i32(32768)}) ${i32(31)})`)}
+  ${set('p', field('position'))}
+  ${setField('state', `(i32.or (i32.shl ${get('x')} (i32.and ${get('r')} ${i32(16)})) (i32.and (i32.load16_u ${get('p')}) ${get('r')}))`)}
+  ${setField('position', sub(get('p'), `(i32.shl ${get('r')} ${i32(1)})`))})
+
+(func $weight (param $c i32) (result i32)
+  (if (i32.lt_s ${get('c')} ${i32(CLASS_MIN)}) (then ${set('c', i32(CLASS_MIN))}))
+  (if (i32.gt_s ${get('c')} ${i32(SINGLE_CLASS_MAX)}) (then ${set('c', i32(SINGLE_CLASS_MAX))}))
+  (i32.load offset=${WEIGHTS} (i32.shl ${sub(get('c'), i32(CLASS_MIN))} ${i32(2)})))
+
+(func $raw (param $lane i32) (param $bits i32) (result i32) (local $x i32)
+  ${set('x', field('state'))}
+  (call $refill ${get('lane')} (i32.shr_u ${get('x')} ${get('bits')}))
+  (i32.and ${get('x')} ${sub(`(i32.shl ${i32(1)} ${get('bits')})`, i32(1))}))
+
+;; Integer k of a class's row as a value in steps.
+(func $value (param $k i32) (param $row i32) (result f32) (local $m i32) (local $cell i32) (local $v f32)
+  ${set('m', absolute('k'))}
+  ${set('cell', `(select ${get('m')} ${i32(3)} (i32.lt_s ${get('m')} ${i32(3)}))`)}
+  (local.set $v (f32.demote_f64 (f64.add (f64.convert_i32_s ${get('m')})
+    (f64.promote_f32 (f32.load offset=${CENTROIDS - 4}
+      ${add(`(i32.mul ${get('row')} ${i32(CENTROID_ROW_BYTES)})`, `(i32.shl ${get('cell')} ${i32(2)})`)})))))
+  (select (f32.neg ${get('v')}) ${get('v')} (i32.lt_s ${get('k')} ${i32(0)})))
+
+;; One component by itself, of shifted class $c, stored times the token's step at $to.
+(func $single (param $lane i32) (param $c i32) (param $weight i32) (param $to i32)
+  (local $n i32) (local $x i32) (local $slot i32) (local $entry i32) (local $magnitude i32) (local $q i32) (local $row i32)
+  ${clampClass}
+  ${set('row', sub(get('c'), add(`(i32.shl ${get('n')} ${i32(2)})`, i32(CLASS_MIN))))}
+  ${set('x', field('state'))}
+  ${set('slot', `(i32.load offset=${SLOTS} (i32.shl (i32.or (i32.shl ${get('row')} ${i32(12)}) (i32.and ${get('x')} ${i32(4095)})) ${i32(2)}))`)}
+  ${advance}
+  ${set('q', `(i32.shr_u ${get('slot')} ${i32(25)})`)}
+  ${set('entry', add(`(i32.shl ${get('row')} ${i32(6)})`, get('q')))}
+  ${set('magnitude', `(i32.load8_u offset=${MAGNITUDES} ${get('entry')})`)}
+  ${setField('observed', add(field('observed'), `(i32.mul ${get('magnitude')} ${get('weight')})`))}
+  (if (i32.or ${get('n')} (i32.eq ${get('q')} ${i32(SINGLE_ESCAPE)}))
+    (then
+      (if (i32.eq ${get('q')} ${i32(SINGLE_ESCAPE)})
+        (then
+          ${set('x', `(call $raw ${get('lane')} ${i32(4)})`)}
+          ${set('q', add(i32(SINGLE_REACH), `(i32.shl ${i32(1)} ${get('x')})`))}
+          (if ${get('x')} (then ${set('q', add(get('q'), `(call $raw ${get('lane')} ${get('x')})`))}))
+          (if (call $raw ${get('lane')} ${i32(1)}) (then ${set('q', sub(i32(0), get('q')))})))
+        (else ${set('q', sub(get('q'), i32(SINGLE_REACH)))}))
+      (if ${get('n')}
+        (then
+          ${set('row', i32(TOP_ROW))}
+          ${set('q', sub(`(i32.shl ${get('q')} ${get('n')})`, `(i32.shl ${i32(1)} ${sub(get('n'), i32(1))})`))}
+          ${set('q', add(get('q'), `(call $raw ${get('lane')} ${get('n')})`))}))
+      (if ${get('q')}
+        (then (f32.store ${get('to')} (f32.mul (call $value ${get('q')} ${get('row')}) (f32.load offset=${LANE.step} ${get('lane')}))))
+        (else (i32.store ${get('to')} ${i32(0)}))))
+    (else (f32.store ${get('to')} (f32.mul (f32.load offset=${VALUES} (i32.shl ${get('entry')} ${i32(3)})) (f32.load offset=${LANE.step} ${get('lane')}))))))
+
+;; One token of every lane: pairs [0, $pairs). $laneEnd is the address past the last lane's record.
+(func $decode (export "decode") (param $pairs i32) (param $laneEnd i32) (param $pairClasses i32) (param $componentClasses i32)
+  (local $first i32) (local $end i32) (local $u i32) (local $lane i32) (local $block i32) (local $to i32) (local $p i32)
+  (local $pairClass i32) (local $row i32) (local $x i32) (local $slot i32) (local $entry i32) (local $magnitude i32)
+  (local $weight i32) (local $base2 i32) (local $r i32) (local $step f32) (local $scaled i64) (local $base i64)
+  (block $done (loop $blocks
+    (br_if $done (i32.ge_s ${get('first')} ${get('pairs')}))
+    ${set('lane', i32(LANES))} ${set('block', i32(BLOCKS))}
+    (loop $begin
+      (if ${get('first')} (then
+        ${setRatio(field('observed'), `(i32.load ${add(field('expected'), `(i32.shr_u ${get('first')} ${i32(2)})`)})`)}
+        ${setField('shift', sub(field('tokenShift'), classShift))}))
+      ${[0, 16, 32, 48, 64, 80, 96, 112].map((at) => `(v128.store offset=${at} ${get('block')} (v128.load ${i32(ZEROS())}))`).join(' ')}
+      ${set('lane', add(get('lane'), i32(LANE_BYTES)))} ${set('block', add(get('block'), i32(BLOCK_BYTES)))}
+      (br_if $begin (i32.lt_u ${get('lane')} ${get('laneEnd')})))
+    ${set('end', add(get('first'), i32(16)))}
+    (if (i32.gt_s ${get('end')} ${get('pairs')}) (then ${set('end', get('pairs'))}))
+    ${set('u', get('first'))}
+    (loop $each
+      ${set('pairClass', `(i32.load16_s ${add(get('pairClasses'), `(i32.shl ${get('u')} ${i32(1)})`)})`)}
+      ${set('lane', i32(LANES))}
+      ${set('to', add(i32(BLOCKS), `(i32.shl ${sub(get('u'), get('first'))} ${i32(3)})`))}
+      (loop $walk
+        (block $next
+          (br_if $next (i32.ge_s ${get('u')} ${field('pairCount')}))
+          ${set('row', sub(sub(get('pairClass'), field('shift')), i32(CLASS_MIN)))}
+          (if (i32.gt_s ${get('row')} ${i32(PAIR_CLASS_MAX - CLASS_MIN)})
+            (then
+              ${[0, 1]
+                .map(
+                  (j) => `
+              ${set('base2', `(i32.load16_s offset=${2 * j} ${add(get('componentClasses'), `(i32.shl ${get('u')} ${i32(2)})`)})`)}
+              (call $single ${get('lane')} ${sub(get('base2'), field('shift'))}
+                ${weightOf(sub(get('base2'), field('tokenShift')))} ${add(get('to'), i32(4 * j))})`,
+                )
+                .join('')}
+              (br $next)))
+          ${set('row', `(i32.and ${get('row')} (i32.xor (i32.shr_s ${get('row')} ${i32(31)}) ${i32(-1)}))`)}
+          ${set('x', field('state'))}
+          ${set('slot', `(i32.load offset=${SLOTS + 4 * 4096 * SINGLE_TABLES} (i32.shl (i32.or (i32.shl ${get('row')} ${i32(12)}) (i32.and ${get('x')} ${i32(4095)})) ${i32(2)}))`)}
+          ${set('x', add(`(i32.mul (i32.and (i32.shr_u ${get('slot')} ${i32(12)}) ${i32(8191)}) (i32.shr_u ${get('x')} ${i32(12)}))`, `(i32.and ${get('slot')} ${i32(4095)})`))}
+          ${set('r', `(i32.shr_s (i32.sub ${get('x')} ${i32(32768)}) ${i32(31)})`)}
+          ${set('p', field('position'))}
+          ${setField('state', `(i32.or (i32.shl ${get('x')} (i32.and ${get('r')} ${i32(16)})) (i32.and (i32.load16_u ${get('p')}) ${get('r')}))`)}
+          ${setField('position', sub(get('p'), `(i32.shl ${get('r')} ${i32(1)})`))}
+          ${set('entry', add(`(i32.shl ${get('row')} ${i32(6)})`, `(i32.shr_u ${get('slot')} ${i32(25)})`))}
+          ${set('magnitude', `(i32.load8_u offset=${MAGNITUDES + 64 * SINGLE_TABLES} ${get('entry')})`)}
+          ;; A coded pair's base class is at least the cut, and here at most two above PAIR_CLASS_MAX.
+          ${set('weight', `(i32.load offset=${WEIGHTS} (i32.shl ${sub(sub(get('pairClass'), field('tokenShift')), i32(CLASS_MIN))} ${i32(2)}))`)}
+          (if (i32.eq ${get('magnitude')} ${i32(PAIR_ESCAPE_MARK)})
+            (then
+              ${set('row', add(get('row'), i32(CLASS_MIN)))}
+              (call $single ${get('lane')} ${get('row')} ${get('weight')} ${get('to')})
+              (call $single ${get('lane')} ${get('row')} ${get('weight')} ${add(get('to'), i32(4))})
+              (br $next)))
+          ${setField('observed', add(field('observed'), `(i32.mul ${get('magnitude')} ${get('weight')})`))}
+          (local.set $step (f32.load offset=${LANE.step} ${get('lane')}))
+          ${set('entry', `(i32.shl ${get('entry')} ${i32(3)})`)}
+          (f32.store ${get('to')} (f32.mul (f32.load offset=${VALUES + 8 * 64 * SINGLE_TABLES} ${get('entry')}) ${get('step')}))
+          (f32.store offset=4 ${get('to')} (f32.mul (f32.load offset=${VALUES + 8 * 64 * SINGLE_TABLES + 4} ${get('entry')}) ${get('step')})))
+        ${set('lane', add(get('lane'), i32(LANE_BYTES)))} ${set('to', add(get('to'), i32(BLOCK_BYTES)))}
+        (br_if $walk (i32.lt_u ${get('lane')} ${get('laneEnd')})))
+      ${set('u', add(get('u'), i32(1)))}
+      (br_if $each (i32.lt_s ${get('u')} ${get('end')})))
+    ;; Rows take whole 64-byte pieces: ranks are multiples of 16 and uncoded places of a block are zero.
+    ${set('lane', i32(LANES))} ${set('block', i32(BLOCKS))}
+    (loop $write
+      ${[0, 1]
+        .map(
+          (half) => `
+      (if (i32.lt_s ${add(get('first'), i32(8 * half))} ${field('pairCount')}) (then
+        ${set('to', add(field('row'), `(i32.shl ${get('first')} ${i32(3)})`))}
+        ${[0, 16, 32, 48].map((at) => `(v128.store offset=${64 * half + at} ${get('to')} (v128.load offset=${64 * half + at} ${get('block')}))`).join(' ')}))`,
+        )
+        .join('')}
+      ${set('lane', add(get('lane'), i32(LANE_BYTES)))} ${set('block', add(get('block'), i32(BLOCK_BYTES)))}
+      (br_if $write (i32.lt_u ${get('lane')} ${get('laneEnd')})))
+    ${set('first', add(get('first'), i32(16)))}
+    (br $blocks))))
+`;
+
+/** Address of 16 zero bytes: the unused end of the weights. */
+function ZEROS(): number {
+  return WEIGHTS + 4 * 48;
+}
+
+const pushRaw = (value: string, bits: string): string => `
+  (i32.store ${get('at')} ${sub(i32(-1), `(i32.or (i32.shl ${value} ${i32(4)}) ${bits})`)})
+  ${set('at', add(get('at'), i32(4)))}`;
+
+const encoding = `
+;; Integer of $v = c / step in decision units.
+(func $decide (param $v f64) (param $row i32) (param $limit i32) (result i32)
+  (local $w i32) (local $s i32) (local $m i32) (local $a i32) (local $k i32) (local $at i32)
+  (if (f64.ge (f64.abs ${get('v')}) (f64.const 1073741824))
+    (then
+      ${set('k', `(i32.trunc_sat_f64_s (f64.floor (f64.add (f64.mul (f64.abs ${get('v')}) (f64.const 0.0009765625)) (f64.const 0.5))))`)}
+      (if (i32.gt_s ${get('k')} ${get('limit')}) (then ${set('k', get('limit'))}))
+      (if (f64.lt ${get('v')} (f64.const 0)) (then ${set('k', sub(i32(0), get('k')))}))
+      (return ${get('k')})))
+  ${set('w', `(i32.trunc_sat_f64_s ${get('v')})`)}
+  ${set('s', `(i32.shr_s ${get('w')} ${i32(31)})`)}
+  ${set('m', sub(`(i32.xor ${get('w')} ${get('s')})`, get('s')))}
+  ${set('at', `(i32.mul ${get('row')} ${i32(CENTROID_ROW_BYTES)})`)}
+  ${set('a', `(i32.shr_s ${sub(get('m'), `(i32.load offset=${DECISIONS + 8} ${get('at')})`)} ${i32(10)})`)}
+  ${set('a', `(i32.and ${get('a')} (i32.xor (i32.shr_s ${get('a')} ${i32(31)}) ${i32(-1)}))`)}
+  ${set('k', add(get('a'), add(`(i32.gt_s ${get('m')} (i32.load offset=${DECISIONS} ${get('at')}))`, `(i32.gt_s ${get('m')} (i32.load offset=${DECISIONS + 4} ${get('at')}))`)))}
+  ${set('k', `(select ${get('limit')} ${get('k')} (i32.gt_s ${get('k')} ${get('limit')}))`)}
+  ${sub(`(i32.xor ${get('k')} ${get('s')})`, get('s'))})
+
+;; Steps of one component of clamped class $c by itself; returns where the next step goes.
+(func $push (param $at i32) (param $k i32) (param $c i32) (result i32) (local $n i32) (local $q i32) (local $m i32) (local $l i32)
+  ${clampClass}
+  (if ${get('n')} (then ${set('k', add(get('k'), `(i32.shl ${i32(1)} ${sub(get('n'), i32(1))})`))}))
+  ${set('q', `(i32.shr_s ${get('k')} ${get('n')})`)}
+  ${set('c', `(i32.shl ${sub(get('c'), add(`(i32.shl ${get('n')} ${i32(2)})`, i32(CLASS_MIN)))} ${i32(6)})`)}
+  ${set('m', absolute('q'))}
+  (if (i32.le_s ${get('m')} ${i32(SINGLE_REACH)})
+    (then
+      (i32.store ${get('at')} ${add(get('c'), add(get('q'), i32(SINGLE_REACH)))})
+      ${set('at', add(get('at'), i32(4)))})
+    (else
+      (i32.store ${get('at')} ${add(get('c'), i32(SINGLE_ESCAPE))})
+      ${set('at', add(get('at'), i32(4)))}
+      ${set('m', sub(get('m'), i32(SINGLE_REACH)))}
+      ${set('l', sub(i32(31), `(i32.clz ${get('m')})`))}
+      ${pushRaw(get('l'), i32(4))}
+      (if ${get('l')} (then ${pushRaw(sub(get('m'), `(i32.shl ${i32(1)} ${get('l')})`), get('l'))}))
+      ${pushRaw(`(i32.lt_s ${get('q')} ${i32(0)})`, i32(1))}))
+  (if ${get('n')} (then ${pushRaw(`(i32.and ${get('k')} ${sub(`(i32.shl ${i32(1)} ${get('n')})`, i32(1))})`, get('n'))}))
+  ${get('at')})
+
+;; What a single of clamped class $c counts: |q|, at most one above its reach.
+(func $magnitude (param $k i32) (param $c i32) (result i32) (local $n i32)
+  ${clampClass}
+  (if ${get('n')} (then ${set('k', `(i32.shr_s ${add(get('k'), `(i32.shl ${i32(1)} ${sub(get('n'), i32(1))})`)} ${get('n')})`)}))
+  ${set('k', absolute('k'))}
+  (select ${get('k')} ${i32(SINGLE_REACH + 1)} (i32.lt_s ${get('k')} ${i32(SINGLE_REACH + 1)})))
+
+;; Steps of one token's pairs [0, $pairs) from the coefficients at $from, to $at; returns their end.
+(func $symbolise (export "symbolise") (param $from i32) (param $pairs i32) (param $scale f64) (param $tokenShift i32)
+  (param $expected i32) (param $pairClasses i32) (param $componentClasses i32) (param $at i32) (result i32)
+  (local $u i32) (local $shift i32) (local $observed i32) (local $pairClass i32) (local $row i32) (local $c i32) (local $n i32)
+  (local $k i32) (local $own i32) (local $a i32) (local $b i32) (local $reach i32) (local $side i32) (local $weight i32)
+  (local $scaled i64) (local $base i64)
+  ${set('shift', get('tokenShift'))}
+  (block $done (loop $each
+    (br_if $done (i32.ge_s ${get('u')} ${get('pairs')}))
+    (if (i32.eqz (i32.and ${get('u')} ${i32(15)})) (then (if ${get('u')} (then
+      ${setRatio(get('observed'), `(i32.load ${add(get('expected'), `(i32.shr_u ${get('u')} ${i32(2)})`)})`)}
+      ${set('shift', sub(get('tokenShift'), classShift))}))))
+    ${set('pairClass', `(i32.load16_s ${add(get('pairClasses'), `(i32.shl ${get('u')} ${i32(1)})`)})`)}
+    ${set('row', sub(sub(get('pairClass'), get('shift')), i32(CLASS_MIN)))}
+    (if (i32.gt_s ${get('row')} ${i32(PAIR_CLASS_MAX - CLASS_MIN)})
+      (then
+        ${[0, 1]
+          .map(
+            (j) => `
+        ${set('own', `(i32.load16_s offset=${2 * j} ${add(get('componentClasses'), `(i32.shl ${get('u')} ${i32(2)})`)})`)}
+        ${set('n', i32(0))}
+        ${set('c', sub(get('own'), get('shift')))}
+        ${clampClass}
+        ${set('row', sub(`(select ${i32(SINGLE_CLASS_MAX)} ${get('c')} ${get('n')})`, i32(CLASS_MIN)))}
+        ${set('k', `(call $decide (f64.mul (f64.promote_f32 (f32.load offset=${4 * j} ${get('from')})) ${get('scale')}) ${get('row')} ${sub(`(i32.shl ${i32(MAX_Q)} ${get('n')})`, `(i32.const 1)`)})`)}
+        ${set('at', `(call $push ${get('at')} ${get('k')} ${get('c')})`)}
+        ${set('observed', add(get('observed'), `(i32.mul (call $magnitude ${get('k')} ${get('c')}) ${weightOf(sub(get('own'), get('tokenShift')))})`))}`,
+          )
+          .join('')})
+      (else
+        ${set('row', `(i32.and ${get('row')} (i32.xor (i32.shr_s ${get('row')} ${i32(31)}) ${i32(-1)}))`)}
+        ${set('a', `(call $decide (f64.mul (f64.promote_f32 (f32.load ${get('from')})) ${get('scale')}) ${get('row')} ${i32(MAX_Q)})`)}
+        ${set('b', `(call $decide (f64.mul (f64.promote_f32 (f32.load offset=4 ${get('from')})) ${get('scale')}) ${get('row')} ${i32(MAX_Q)})`)}
+        ${set('reach', sub(i32(3), `(i32.le_s ${get('row')} ${i32(SHORT_PAIR_CLASS_MAX - CLASS_MIN)})`))}
+        ${set('side', add(`(i32.shl ${get('reach')} ${i32(1)})`, i32(1)))}
+        ${set('weight', `(i32.load offset=${WEIGHTS} (i32.shl ${sub(sub(get('pairClass'), get('tokenShift')), i32(CLASS_MIN))} ${i32(2)}))`)}
+        ${set('own', `(i32.shl ${add(get('row'), i32(SINGLE_TABLES))} ${i32(6)})`)}
+        (if (i32.and (i32.lt_u ${add(get('a'), get('reach'))} ${get('side')}) (i32.lt_u ${add(get('b'), get('reach'))} ${get('side')}))
+          (then
+            (i32.store ${get('at')} ${add(get('own'), add(`(i32.mul ${get('side')} ${add(get('a'), get('reach'))})`, add(get('b'), get('reach'))))})
+            ${set('at', add(get('at'), i32(4)))}
+            ${set('observed', add(get('observed'), `(i32.mul ${add(absolute('a'), absolute('b'))} ${get('weight')})`))})
+          (else
+            (i32.store ${get('at')} ${add(get('own'), `(i32.mul ${get('side')} ${get('side')})`)})
+            ${set('c', add(get('row'), i32(CLASS_MIN)))}
+            ${set('at', `(call $push (call $push ${add(get('at'), i32(4))} ${get('a')} ${get('c')}) ${get('b')} ${get('c')})`)}
+            ${set('observed', add(get('observed'), `(i32.mul ${add(`(call $magnitude ${get('a')} ${get('c')})`, `(call $magnitude ${get('b')} ${get('c')})`)} ${get('weight')})`))}))))
+    ${set('from', add(get('from'), i32(8)))}
+    ${set('u', add(get('u'), i32(1)))}
+    (br $each)))
+  ${get('at')})
+
+;; Codes the steps at [$first, $end), last to first, by the tables at $encoder, into words before the lane's position.
+(func $write (export "write") (param $lane i32) (param $first i32) (param $end i32) (param $encoder i32)
+  (local $x i32) (local $p i32) (local $step i32) (local $f i32) (local $entry i32)
+  ${set('x', field('state'))}
+  ${set('p', field('position'))}
+  (block $done (loop $each
+    (br_if $done (i32.le_s ${get('end')} ${get('first')}))
+    ${set('end', sub(get('end'), i32(4)))}
+    ${set('step', `(i32.load ${get('end')})`)}
+    (if (i32.ge_s ${get('step')} ${i32(0)})
+      (then
+        ${set('entry', add(get('encoder'), `(i32.mul ${get('step')} ${i32(ENCODER_BYTES)})`))}
+        ${set('f', `(i32.load offset=8 ${get('entry')})`)}
+        (if (i32.ge_u ${get('x')} (i32.shl ${get('f')} ${i32(19)})) (then
+          ${set('p', sub(get('p'), i32(2)))}
+          (i32.store16 ${get('p')} ${get('x')})
+          ${set('x', `(i32.shr_u ${get('x')} ${i32(16)})`)}))
+        ${set('x', add(add(get('x'), `(i32.load offset=12 ${get('entry')})`), `(i32.mul ${sub(i32(4096), get('f'))} (i32.wrap_i64 (i64.shr_u (i64.mul (i64.extend_i32_u ${get('x')}) (i64.load ${get('entry')})) (i64.const 43))))`))})
+      (else
+        ${set('step', sub(i32(-1), get('step')))}
+        ${set('f', `(i32.and ${get('step')} ${i32(15)})`)}
+        (if (i32.shr_u ${get('x')} ${sub(i32(31), get('f'))}) (then
+          ${set('p', sub(get('p'), i32(2)))}
+          (i32.store16 ${get('p')} ${get('x')})
+          ${set('x', `(i32.shr_u ${get('x')} ${i32(16)})`)}))
+        ${set('x', `(i32.or (i32.shl ${get('x')} ${get('f')}) (i32.shr_u ${get('step')} ${i32(4)}))`)}))
+    (br $each)))
+  ${setField('state', get('x'))}
+  ${setField('position', get('p'))})
+`;
+
+export const KERNEL_TEXT: string = decoding + encoding;

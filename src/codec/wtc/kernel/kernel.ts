@@ -1,0 +1,130 @@
+// A kernel: the compiled hot loops with one family's tables in their memory, and room for a chunk behind them.
+// Does not know chunks or plans.
+
+import { invariant } from '../../../base/errors.ts';
+import { PROBABILITY_SCALE, fillEncoder, fillSlots } from '../../entropy/rans.ts';
+import { CLASS_MIN } from '../classes.ts';
+import type { TableFamily } from '../family.ts';
+import { prepareDecisions, reconstruct } from '../symbolise.ts';
+import {
+  ENTRY_STRIDE,
+  SINGLE_CLASS_MAX,
+  SINGLE_ESCAPE,
+  SINGLE_REACH,
+  SINGLE_TABLES,
+  TABLES,
+  pairReach,
+  symbolCount,
+} from '../symbols.ts';
+import { assembleModule } from './assemble.ts';
+import { KERNEL_TEXT } from './kernel-text.ts';
+import {
+  CENTROIDS,
+  CHUNK,
+  DECISIONS,
+  ENCODER,
+  ENCODER_BYTES,
+  MAGNITUDES,
+  PAIR_ESCAPE_MARK,
+  SLOTS,
+  VALUES,
+  WEIGHTS,
+} from './layout.ts';
+
+const PAGE_BYTES = 65_536;
+
+/** The functions of kernel-text.ts. All parameters but `scale` are i32, addresses in bytes. */
+export interface KernelFunctions {
+  decode(pairs: number, laneEnd: number, pairClasses: number, componentClasses: number): void;
+  symbolise(
+    from: number,
+    pairs: number,
+    scale: number,
+    tokenShift: number,
+    expected: number,
+    pairClasses: number,
+    componentClasses: number,
+    at: number,
+  ): number;
+  write(lane: number, first: number, end: number, encoder: number): void;
+}
+
+export interface Kernel {
+  readonly run: KernelFunctions;
+  /**
+   * Gives the chunk room of `roomBytes` from CHUNK on, not cleared, and returns the memory as bytes. Earlier views of the
+   * memory may be dead afterwards.
+   */
+  reserve(roomBytes: number): Uint8Array;
+}
+
+/** What is used of the platform's WebAssembly, which the library's types do not include. */
+declare const WebAssembly: {
+  readonly Module: new (bytes: Uint8Array) => object;
+  readonly Memory: new (limits: { readonly initial: number }) => {
+    readonly buffer: ArrayBuffer;
+    grow(pages: number): number;
+  };
+  readonly Instance: new (module: object, imports: object) => { readonly exports: unknown };
+};
+
+let compiled: object | undefined;
+const kernels = new WeakMap<TableFamily, Kernel>();
+
+/** The family's kernel; made once (about 2 ms, and 8 ms more for the first of all). One thread uses it at a time. */
+export function kernelOf(family: TableFamily): Kernel {
+  const known = kernels.get(family);
+  if (known !== undefined) return known;
+  compiled ??= new WebAssembly.Module(assembleModule(KERNEL_TEXT));
+  const memory = new WebAssembly.Memory({ initial: Math.ceil(CHUNK / PAGE_BYTES) });
+  const instance = new WebAssembly.Instance(compiled, { kvtc: { memory } });
+  loadTables(memory.buffer, family);
+  const kernel: Kernel = {
+    run: instance.exports as KernelFunctions,
+    reserve: (roomBytes) => {
+      invariant(Number.isInteger(roomBytes) && roomBytes >= 0, `${roomBytes} bytes of kernel memory`);
+      const missing = CHUNK + roomBytes - memory.buffer.byteLength;
+      if (missing > 0) memory.grow(Math.ceil(missing / PAGE_BYTES));
+      return new Uint8Array(memory.buffer);
+    },
+  };
+  kernels.set(family, kernel);
+  return kernel;
+}
+
+function loadTables(buffer: ArrayBuffer, family: TableFamily): void {
+  const { frequencies, centroids, weights } = family;
+  const slots = new Int32Array(buffer, SLOTS, TABLES * PROBABILITY_SCALE);
+  const values = new Float32Array(buffer, VALUES, 2 * TABLES * ENTRY_STRIDE);
+  const magnitudes = new Uint8Array(buffer, MAGNITUDES, TABLES * ENTRY_STRIDE);
+  const encoder = new DataView(buffer);
+  for (let table = 0; table < TABLES; table++) {
+    const first = table * ENTRY_STRIDE;
+    const own = frequencies.subarray(first, first + symbolCount(table));
+    fillSlots(own, slots, table * PROBABILITY_SCALE);
+    fillEncoder(own, encoder, ENCODER + ENCODER_BYTES * first);
+    if (table < SINGLE_TABLES) {
+      for (let q = -SINGLE_REACH; q <= SINGLE_REACH; q++) {
+        values[2 * (first + q + SINGLE_REACH)] = reconstruct(q, centroids, table);
+        magnitudes[first + q + SINGLE_REACH] = Math.abs(q);
+      }
+      magnitudes[first + SINGLE_ESCAPE] = SINGLE_REACH + 1;
+      continue;
+    }
+    const row = table - SINGLE_TABLES;
+    const reach = pairReach(row + CLASS_MIN);
+    let entry = first;
+    for (let a = -reach; a <= reach; a++) {
+      for (let b = -reach; b <= reach; b++, entry++) {
+        values[2 * entry] = reconstruct(a, centroids, row);
+        values[2 * entry + 1] = reconstruct(b, centroids, row);
+        magnitudes[entry] = Math.abs(a) + Math.abs(b);
+      }
+    }
+    magnitudes[entry] = PAIR_ESCAPE_MARK;
+  }
+  new Int32Array(buffer, WEIGHTS, SINGLE_CLASS_MAX - CLASS_MIN + 1).set(weights);
+  new Float32Array(buffer, CENTROIDS, centroids.length).set(centroids);
+  const decisions = prepareDecisions(family);
+  new Int32Array(buffer, DECISIONS, decisions.length).set(decisions);
+}
