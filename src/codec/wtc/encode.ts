@@ -1,6 +1,7 @@
 // Encodes one chunk of a stream: coefficients → lanes of rANS words, the reverse of decode.ts. A lane's steps are coded
 // from last to first, as rANS demands; words are written from the end of their room backwards. The loops are the kernel's.
 
+import { KvtcError } from '../../base/errors.ts';
 import { LOWER_BOUND, fillEncoder } from '../entropy/rans.ts';
 import { TOKEN_CLASS_MIN, codedPairs, tokenStep } from './classes.ts';
 import { fillRoom, placeExpected, planRoom } from './chunk-room.ts';
@@ -10,7 +11,10 @@ import { CLASS_ENCODER, ENCODER, LANE, LANES } from './kernel/layout.ts';
 import type { WtcPlan } from './plan.ts';
 import { DECISION_UNITS, STEPS_PER_PAIR } from './symbolise.ts';
 
-/** Chunk bytes of `coefficients` f32[tokenCount, plan.rank], finite, and their token classes, in `lanes` lanes. */
+/**
+ * Chunk bytes of `coefficients` f32[tokenCount, plan.rank] and their token classes, in `lanes` lanes.
+ * Throws KVTC_ROWS_NOT_FINITE.
+ */
 export function encodeLanes(
   coefficients: Float32Array,
   tokenCount: number,
@@ -38,6 +42,7 @@ export function encodeLanes(
     const first = laneTokens(tokenCount, lanes, l);
     const last = laneTokens(tokenCount, lanes, l + 1) - 1;
     rows.set(coefficients.subarray(first * rank, (last + 1) * rank));
+    if (kernel.run.finite(rowsAt, rowsAt + 4 * (last + 1 - first) * rank) === 0) refuse(coefficients, rank);
     view.setInt32(LANES + LANE.state, LOWER_BOUND, true);
     view.setInt32(LANES + LANE.position, end, true);
     for (let t = last; t >= first; t--) {
@@ -68,4 +73,14 @@ export function encodeLanes(
 /** Tokens of the longest lane. */
 function lanesLongest(tokenCount: number, lanes: number): number {
   return Math.ceil(tokenCount / lanes);
+}
+
+function refuse(coefficients: Float32Array, rank: number): never {
+  const index = coefficients.findIndex((value) => !Number.isFinite(value));
+  const token = Math.floor(index / rank);
+  throw new KvtcError(
+    'KVTC_ROWS_NOT_FINITE',
+    `coefficient ${index % rank} of the chunk's token ${token} is ${coefficients[index]}; rows must be finite`,
+    { token, component: index % rank },
+  );
 }

@@ -118,7 +118,7 @@ export function symboliseToken(
 
 /** Decisions are made on whole 1/1024 steps. */
 export const DECISION_UNITS = 1024;
-const DECISION_BITS = 10;
+export const DECISION_BITS = 10;
 
 /** Largest |k| without raw bits. */
 const MAX_Q = SINGLE_REACH + MAX_EXCESS - 1;

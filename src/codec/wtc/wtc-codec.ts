@@ -2,7 +2,7 @@
 // classes of a chunk of one stream ⇄ final bytes; nothing is compressed after it (docs/format/wtc-codec.md).
 // Does not know transforms, importance, or where chunks are kept.
 
-import { KvtcError, invariant } from '../../base/errors.ts';
+import { invariant } from '../../base/errors.ts';
 import { TOKEN_CLASSES, TOKEN_CLASS_MIN } from './classes.ts';
 import { decodeLanes } from './decode.ts';
 import { encodeLanes } from './encode.ts';
@@ -44,7 +44,6 @@ export function encodeWtcChunk(
       `token class ${tokenClass}`,
     );
   }
-  checkFinite(coefficients, tokenCount * plan.rank, plan.rank);
   return encodeLanes(coefficients, tokenCount, tokenClasses, laneCount(tokenCount), plan);
 }
 
@@ -57,18 +56,4 @@ export function decodeWtcChunk(bytes: Uint8Array, tokenCount: number, plan: WtcP
   const tokenClasses = new Int8Array(tokenCount);
   decodeLanes(readFrame(bytes, tokenCount), tokenCount, plan, out, tokenClasses);
   return tokenClasses;
-}
-
-function checkFinite(coefficients: Float32Array, used: number, rank: number): void {
-  // x − x is 0 for finite x and NaN else, and NaN stays in the sum.
-  let sum = 0;
-  for (let i = 0; i < used; i++) sum += coefficients[i]! - coefficients[i]!;
-  if (sum === 0) return;
-  const index = coefficients.findIndex((value) => !Number.isFinite(value));
-  const token = Math.floor(index / rank);
-  throw new KvtcError(
-    'KVTC_ROWS_NOT_FINITE',
-    `coefficient ${index % rank} of the chunk's token ${token} is ${coefficients[index]}; rows must be finite`,
-    { token, component: index % rank },
-  );
 }

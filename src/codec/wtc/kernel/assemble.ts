@@ -8,7 +8,7 @@ type Node = string | readonly Node[];
 
 const TYPES: Readonly<Record<string, number>> = { i32: 0x7f, i64: 0x7e, f32: 0x7d, f64: 0x7c, v128: 0x7b };
 
-/** Instructions without immediates. */
+/** Instructions without immediates; extract_low and extract_next stand for extract_lane 0 and 1. */
 const PLAIN: Readonly<Record<string, readonly number[]>> = {
   return: [0x0f],
   drop: [0x1a],
@@ -52,6 +52,22 @@ const PLAIN: Readonly<Record<string, readonly number[]>> = {
   'f64.convert_i32_s': [0xb7],
   'f64.promote_f32': [0xbb],
   'i32.trunc_sat_f64_s': [0xfc, 0x02],
+  'i32x4.gt_s': [0xfd, 0x3b],
+  'f32x4.ne': [0xfd, 0x42],
+  'v128.or': [0xfd, 0x50],
+  'v128.xor': [0xfd, 0x51],
+  'v128.any_true': [0xfd, 0x53],
+  'f64x2.splat': [0xfd, 0x14],
+  'f64x2.promote_low_f32x4': [0xfd, 0x5f],
+  'i32x4.abs': [0xfd, 0xa0, 0x01],
+  'i32x4.shr_s': [0xfd, 0xac, 0x01],
+  'i32x4.sub': [0xfd, 0xb1, 0x01],
+  'i32x4.max_s': [0xfd, 0xb8, 0x01],
+  'f32x4.sub': [0xfd, 0xe5, 0x01],
+  'f64x2.mul': [0xfd, 0xf2, 0x01],
+  'i32x4.trunc_sat_f64x2_s_zero': [0xfd, 0xfc, 0x01],
+  'i32x4.extract_low': [0xfd, 0x1b, 0],
+  'i32x4.extract_next': [0xfd, 0x1b, 1],
 };
 
 /** Loads and stores: opcode, log2 of the natural alignment. */
@@ -68,6 +84,8 @@ const MEMORY: Readonly<Record<string, readonly [opcode: readonly number[], align
   'i32.store8': [[0x3a], 0],
   'i32.store16': [[0x3b], 1],
   'v128.load': [[0xfd, 0x00], 4],
+  'v128.load32_splat': [[0xfd, 0x09], 2],
+  'v128.load64_zero': [[0xfd, 0x5d], 3],
   'v128.store': [[0xfd, 0x0b], 4],
 };
 

@@ -3,6 +3,7 @@
 // same bits. Memory: layout.ts.
 
 import { CLASS_MAX, CLASS_MIN, SHIFT_PRIOR, SHIFT_RATIOS } from '../classes.ts';
+import { DECISION_BITS } from '../symbolise.ts';
 import {
   MAX_EXCESS,
   PAIR_CLASS_MAX,
@@ -234,7 +235,7 @@ const encoding = `
   ${set('s', `(i32.shr_s ${get('w')} ${i32(31)})`)}
   ${set('m', sub(`(i32.xor ${get('w')} ${get('s')})`, get('s')))}
   ${set('at', `(i32.mul ${get('row')} ${i32(CENTROID_ROW_BYTES)})`)}
-  ${set('a', `(i32.shr_s ${sub(get('m'), `(i32.load offset=${DECISIONS + 8} ${get('at')})`)} ${i32(10)})`)}
+  ${set('a', `(i32.shr_s ${sub(get('m'), `(i32.load offset=${DECISIONS + 8} ${get('at')})`)} ${i32(DECISION_BITS)})`)}
   ${set('a', `(i32.and ${get('a')} (i32.xor (i32.shr_s ${get('a')} ${i32(31)}) ${i32(-1)}))`)}
   ${set('k', add(get('a'), add(`(i32.gt_s ${get('m')} (i32.load offset=${DECISIONS} ${get('at')}))`, `(i32.gt_s ${get('m')} (i32.load offset=${DECISIONS + 4} ${get('at')}))`)))}
   ${set('k', `(select ${get('limit')} ${get('k')} (i32.gt_s ${get('k')} ${get('limit')}))`)}
@@ -273,8 +274,8 @@ const encoding = `
 (func $symbolise (export "symbolise") (param $from i32) (param $pairs i32) (param $scale f64) (param $tokenShift i32)
   (param $expected i32) (param $pairClasses i32) (param $componentClasses i32) (param $at i32) (result i32)
   (local $u i32) (local $shift i32) (local $observed i32) (local $pairClass i32) (local $row i32) (local $c i32) (local $n i32)
-  (local $k i32) (local $own i32) (local $a i32) (local $b i32) (local $reach i32) (local $side i32) (local $weight i32)
-  (local $scaled i64) (local $base i64)
+  (local $k i32) (local $own i32) (local $a i32) (local $b i32) (local $size i32) (local $reach i32) (local $side i32) (local $weight i32)
+  (local $w v128) (local $m v128) (local $s v128) (local $scaled i64) (local $base i64)
   ${set('shift', get('tokenShift'))}
   (block $done (loop $each
     (br_if $done (i32.ge_s ${get('u')} ${get('pairs')}))
@@ -300,8 +301,22 @@ const encoding = `
           .join('')})
       (else
         ${set('row', `(i32.and ${get('row')} (i32.xor (i32.shr_s ${get('row')} ${i32(31)}) ${i32(-1)}))`)}
-        ${set('a', `(call $decide (f64.mul (f64.promote_f32 (f32.load ${get('from')})) ${get('scale')}) ${get('row')} ${i32(MAX_Q)})`)}
-        ${set('b', `(call $decide (f64.mul (f64.promote_f32 (f32.load offset=4 ${get('from')})) ${get('scale')}) ${get('row')} ${i32(MAX_Q)})`)}
+        ${set('own', `(i32.mul ${get('row')} ${i32(CENTROID_ROW_BYTES)})`)}
+        (local.set $w (i32x4.trunc_sat_f64x2_s_zero (f64x2.mul (f64x2.promote_low_f32x4 (v128.load64_zero ${get('from')})) (f64x2.splat ${get('scale')}))))
+        (local.set $m (i32x4.abs ${get('w')}))
+        (local.set $s (i32x4.shr_s ${get('w')} ${i32(31)}))
+        (local.set $w (i32x4.sub (i32x4.sub
+          (i32x4.max_s (i32x4.shr_s (i32x4.sub ${get('m')} (v128.load32_splat offset=${DECISIONS + 8} ${get('own')})) ${i32(DECISION_BITS)}) (v128.load ${i32(ZEROS())}))
+          (i32x4.gt_s ${get('m')} (v128.load32_splat offset=${DECISIONS} ${get('own')})))
+          (i32x4.gt_s ${get('m')} (v128.load32_splat offset=${DECISIONS + 4} ${get('own')}))))
+        ${set('size', add(`(i32x4.extract_low ${get('w')})`, `(i32x4.extract_next ${get('w')})`))}
+        (local.set $w (i32x4.sub (v128.xor ${get('w')} ${get('s')}) ${get('s')}))
+        ${set('a', `(i32x4.extract_low ${get('w')})`)}
+        ${set('b', `(i32x4.extract_next ${get('w')})`)}
+        (if (i32.shr_u (i32.or (i32x4.extract_low ${get('m')}) (i32x4.extract_next ${get('m')})) ${i32(26)})
+          (then
+            ${set('a', `(call $decide (f64.mul (f64.promote_f32 (f32.load ${get('from')})) ${get('scale')}) ${get('row')} ${i32(MAX_Q)})`)}
+            ${set('b', `(call $decide (f64.mul (f64.promote_f32 (f32.load offset=4 ${get('from')})) ${get('scale')}) ${get('row')} ${i32(MAX_Q)})`)}))
         ${set('reach', sub(i32(3), `(i32.le_s ${get('row')} ${i32(SHORT_PAIR_CLASS_MAX - CLASS_MIN)})`))}
         ${set('side', add(`(i32.shl ${get('reach')} ${i32(1)})`, i32(1)))}
         ${set('weight', `(i32.load offset=${WEIGHTS} (i32.shl ${sub(sub(get('pairClass'), get('tokenShift')), i32(CLASS_MIN))} ${i32(2)}))`)}
@@ -310,7 +325,7 @@ const encoding = `
           (then
             (i32.store ${get('at')} ${add(get('own'), add(`(i32.mul ${get('side')} ${add(get('a'), get('reach'))})`, add(get('b'), get('reach'))))})
             ${set('at', add(get('at'), i32(4)))}
-            ${set('observed', add(get('observed'), `(i32.mul ${add(absolute('a'), absolute('b'))} ${get('weight')})`))})
+            ${set('observed', add(get('observed'), `(i32.mul ${get('size')} ${get('weight')})`))})
           (else
             (i32.store ${get('at')} ${add(get('own'), `(i32.mul ${get('side')} ${get('side')})`)})
             ${set('c', add(get('row'), i32(CLASS_MIN)))}
@@ -321,9 +336,19 @@ const encoding = `
     (br $each)))
   ${get('at')})
 
+(func $finite (export "finite") (param $from i32) (param $end i32) (result i32) (local $x v128) (local $nan v128)
+  (block $done (loop $each
+    (br_if $done (i32.ge_u ${get('from')} ${get('end')}))
+    ;; x − x is NaN for NaN and infinities alone.
+    (local.set $x (f32x4.sub (v128.load ${get('from')}) (v128.load ${get('from')})))
+    (local.set $nan (v128.or ${get('nan')} (f32x4.ne ${get('x')} ${get('x')})))
+    ${set('from', add(get('from'), i32(16)))}
+    (br $each)))
+  (i32.eqz (v128.any_true ${get('nan')})))
+
 ;; Codes the steps at [$first, $end), last to first, by the tables at $encoder, into words before the lane's position.
 (func $write (export "write") (param $lane i32) (param $first i32) (param $end i32) (param $encoder i32)
-  (local $x i32) (local $p i32) (local $step i32) (local $f i32) (local $entry i32)
+  (local $x i32) (local $p i32) (local $step i32) (local $f i32) (local $entry i32) (local $full i32)
   ${set('x', field('state'))}
   ${set('p', field('position'))}
   (block $done (loop $each
@@ -334,10 +359,11 @@ const encoding = `
       (then
         ${set('entry', add(get('encoder'), `(i32.mul ${get('step')} ${i32(ENCODER_BYTES)})`))}
         ${set('f', `(i32.load offset=8 ${get('entry')})`)}
-        (if (i32.ge_u ${get('x')} (i32.shl ${get('f')} ${i32(19)})) (then
-          ${set('p', sub(get('p'), i32(2)))}
-          (i32.store16 ${get('p')} ${get('x')})
-          ${set('x', `(i32.shr_u ${get('x')} ${i32(16)})`)}))
+        ;; The word is stored in any case and kept only if needed: whether it is cannot be foreseen.
+        ${set('full', `(i32.ge_u ${get('x')} (i32.shl ${get('f')} ${i32(19)}))`)}
+        (i32.store16 ${sub(get('p'), i32(2))} ${get('x')})
+        ${set('p', sub(get('p'), `(i32.shl ${get('full')} ${i32(1)})`))}
+        ${set('x', `(i32.shr_u ${get('x')} (i32.shl ${get('full')} ${i32(4)}))`)}
         ${set('x', add(add(get('x'), `(i32.load offset=12 ${get('entry')})`), `(i32.mul ${sub(i32(4096), get('f'))} (i32.wrap_i64 (i64.shr_u (i64.mul (i64.extend_i32_u ${get('x')}) (i64.load ${get('entry')})) (i64.const 43))))`))})
       (else
         ${set('step', sub(i32(-1), get('step')))}

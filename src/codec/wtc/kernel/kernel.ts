@@ -46,6 +46,8 @@ export interface KernelFunctions {
     componentClasses: number,
     at: number,
   ): number;
+  /** 1 when all f32 at [from, end), a multiple of 16 bytes, are finite. */
+  finite(from: number, end: number): number;
   write(lane: number, first: number, end: number, encoder: number): void;
 }
 
