@@ -1,7 +1,7 @@
 // A figure beside the oracle's: how far apart, and whether that is more than the evidence allows. Does not know: tables.
 
 /** Relative deviation beyond which a figure is marked and must be explained. */
-export const ALLOWED_DEVIATION = 0.15;
+const ALLOWED_DEVIATION = 0.15;
 
 /** A place in the published tables, `MODEL/table/row/column`, where ours and the oracle's figure lie far apart. */
 export interface Deviation {

@@ -15,7 +15,7 @@ function headCells(closeUp: RatioCloseUp, stream: StreamKind): { layer: number; 
 }
 
 /** Limits between the seven colours, shared by keys and values so that they compare: equal steps of the logarithm. */
-export function heatLimits(closeUp: RatioCloseUp): number[] {
+function heatLimits(closeUp: RatioCloseUp): number[] {
   const errors = [...headCells(closeUp, 'key'), ...headCells(closeUp, 'value')]
     .map(({ error }) => error)
     .filter((error) => error > 0);

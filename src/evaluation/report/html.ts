@@ -6,7 +6,7 @@ export function escapeHtml(text: string): string {
   return text.replace(/[&<>"']/gu, (sign) => `&#${sign.codePointAt(0)};`);
 }
 
-export function figureHtml({ id, title, svg, caption, legend }: Figure): string {
+function figureHtml({ id, title, svg, caption, legend }: Figure): string {
   const items = (legend ?? []).map(
     ({ colour, label }) => `<li><i style="background:${escapeHtml(colour)}"></i>${escapeHtml(label)}</li>`,
   );

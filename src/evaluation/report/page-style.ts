@@ -32,7 +32,7 @@ figure svg { display: block; width: 100%; height: auto; overflow: visible; color
 figcaption { margin-top: .4rem; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem .9rem; margin: .3rem 0 0; padding: 0; }
 .legend i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; vertical-align: -.05em; }
-ul.points { padding-left: 1.1rem; margin: .4rem 0 1.2rem; }
+ul.points { padding-left: 1.1rem; margin: 1.4rem 0 1.4rem; }
 .scroll { overflow-x: auto; margin: .6rem 0 1rem; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .32rem .8rem .32rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }

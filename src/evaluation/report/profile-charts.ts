@@ -12,12 +12,25 @@ import { INK, KEY_COLOUR, Plot, VALUE_COLOUR, decades, drawChart, shortNumber } 
 const STREAM_NAMES: Readonly<Record<StreamKind, string>> = { key: 'keys', value: 'values' };
 const STREAM_COLOURS: Readonly<Record<StreamKind, string>> = { key: KEY_COLOUR, value: VALUE_COLOUR };
 const STREAM_LEGEND = STREAMS.map((stream) => ({ colour: STREAM_COLOURS[stream], label: STREAM_NAMES[stream] }));
-const TYPE_COLOURS: Readonly<Record<GroupType, string>> = {
+/** A group of one component is its 16-bit minimum, whatever its type: exact. */
+type Precision = GroupType | 'alone';
+const PRECISIONS = ['alone', 'fp8', 'int4', 'int2'] as const satisfies readonly Precision[];
+const PRECISION_COLOURS: Readonly<Record<Precision, string>> = {
+  alone: INK,
   fp8: 'var(--heat-6)',
   int4: 'var(--heat-4)',
   int2: 'var(--heat-2)',
 };
-const TYPE_BITS: Readonly<Record<GroupType, string>> = { fp8: '8 bit (fp8)', int4: '4 bit', int2: '2 bit' };
+const PRECISION_NAMES: Readonly<Record<Precision, string>> = {
+  alone: 'a 16 bit number each',
+  fp8: '8 bit (fp8)',
+  int4: '4 bit',
+  int2: '2 bit',
+};
+
+function precisionOf({ type, size }: PlanGroup): Precision {
+  return size === 1 && type !== 'fp8' ? 'alone' : type;
+}
 
 export type Spectra = Readonly<Record<StreamKind, Spectrum>>;
 
@@ -123,38 +136,40 @@ export function planChart(stream: StreamKind, ratios: readonly PlannedCloseUp[],
         x1: 'start',
         x2: 'end',
         y: 'ratio',
-        fill: ({ type }: (typeof strips)[number]) => TYPE_COLOURS[type],
-        title: ({ start, end, type }: (typeof strips)[number]) =>
-          `components ${start + 1} to ${end}: ${TYPE_BITS[type]}`,
+        fill: ({ precision }: (typeof strips)[number]) => PRECISION_COLOURS[precision],
+        title: ({ start, end, precision }: (typeof strips)[number]) =>
+          `components ${start + 1} to ${end}: ${PRECISION_NAMES[precision]}`,
       }),
       Plot.ruleX([0], { stroke: INK, strokeOpacity: 0.3 }),
     ],
   });
-  const types = (['fp8', 'int4', 'int2'] as const).filter((type) => strips.some((strip) => strip.type === type));
+  const used = PRECISIONS.filter((precision) => strips.some((strip) => strip.precision === precision));
   return {
     id: `plan-${stream}`,
     title: `Bits of the ${STREAM_NAMES[stream]}`,
     svg,
     caption: `Bits each component of the ${STREAM_NAMES[stream]} gets, by ratio and in falling order of variance. All ${shortNumber(width - last)} components further right get none.`,
-    legend: types.map((type) => ({ colour: TYPE_COLOURS[type], label: TYPE_BITS[type] })),
+    legend: used.map((precision) => ({ colour: PRECISION_COLOURS[precision], label: PRECISION_NAMES[precision] })),
   };
 }
 
 /** Neighbouring groups of one type as one strip: the first groups are too narrow to see each. */
-function runsOfType(groups: readonly PlanGroup[]): { start: number; end: number; type: GroupType }[] {
-  const runs: { start: number; end: number; type: GroupType }[] = [];
-  for (const { start, size, type } of groups) {
+function runsOfType(groups: readonly PlanGroup[]): { start: number; end: number; precision: Precision }[] {
+  const runs: { start: number; end: number; precision: Precision }[] = [];
+  for (const group of groups) {
+    const { start, size } = group;
+    const precision = precisionOf(group);
     const last = runs.at(-1);
-    if (last?.type === type && last.end === start) last.end += size;
-    else runs.push({ start, end: start + size, type });
+    if (last?.precision === precision && last.end === start) last.end += size;
+    else runs.push({ start, end: start + size, precision });
   }
   return runs;
 }
 
-/** Components by type of one plan. */
-export function planCounts(closeUp: PlannedCloseUp, stream: StreamKind): Readonly<Record<GroupType, number>> {
-  const counts = { fp8: 0, int4: 0, int2: 0 };
-  for (const { type, size } of closeUp.plans[stream].groups) counts[type] += size;
+/** Components of one plan by what they get. */
+export function planCounts(closeUp: PlannedCloseUp, stream: StreamKind): Readonly<Record<Precision, number>> {
+  const counts = { alone: 0, fp8: 0, int4: 0, int2: 0 };
+  for (const group of closeUp.plans[stream].groups) counts[precisionOf(group)] += group.size;
   return counts;
 }
 

@@ -147,8 +147,8 @@ export function planSection({ ratios, spectrum }: CloseUp): string {
   if (main === undefined || spectrum === null) return '';
   const counts = planCounts(main, 'key');
   const { width } = spectrum.key;
-  const kept = counts.fp8 + counts.int4 + counts.int2;
-  const title = `At ${main.ratio}x, ${wholeNumber(counts.fp8)} key components get 8 bits, ${wholeNumber(counts.int4)} get 4, ${wholeNumber(counts.int2)} get 2 and ${wholeNumber(width - kept)} none`;
+  const kept = counts.alone + counts.fp8 + counts.int4 + counts.int2;
+  const title = `At ${main.ratio}x, ${wholeNumber(counts.alone + counts.fp8)} key components get 8 bits or more, ${wholeNumber(counts.int4)} get 4, ${wholeNumber(counts.int2)} get 2 and ${wholeNumber(width - kept)} none`;
   const text = 'The plan spreads a budget of bits over the components so that the expected squared error is least.';
   const charts = STREAMS.map((stream) => planChart(stream, planned, spectrum[stream].width));
   const lines = planned.flatMap((one) =>
@@ -161,6 +161,7 @@ export function planSection({ ratios, spectrum }: CloseUp): string {
         `${one.ratio}x ${STREAM_NAMES[stream]}`,
         wholeNumber(rank),
         `${groups.length}`,
+        wholeNumber(types.alone),
         wholeNumber(types.fp8),
         wholeNumber(types.int4),
         wholeNumber(types.int2),
@@ -169,7 +170,17 @@ export function planSection({ ratios, spectrum }: CloseUp): string {
       ];
     }),
   );
-  const heading = ['', 'rank', 'groups', '8 bit', '4 bit', '2 bit', 'error, planned', 'error, this document'];
+  const heading = [
+    '',
+    'rank',
+    'groups',
+    '16 bit alone',
+    '8 bit',
+    '4 bit',
+    '2 bit',
+    'error, planned',
+    'error, this document',
+  ];
   return sectionHtml('plan', title, text, chartsHtml(charts) + tableHtml(heading, lines));
 }
 
