@@ -141,6 +141,38 @@ describe('the report page', () => {
     assert.deepEqual(charts.toSorted(), ['paper-rate-copy-kl', 'paper-rate-kl', 'rate-copy-kl', 'rate-kl']);
   });
 
+  it('charts ablations: loss where it changes, size where only that does', () => {
+    const { floor } = evaluation;
+    const one = (set: 'sinks' | 'entropy', value: string, klNats: number, paperRatio: number) => ({
+      ...floor,
+      set,
+      value,
+      klNats,
+      paperRatio,
+      effectiveRatio: 2,
+      atRatio: 4,
+      copyKlNats: 2 * klNats,
+    });
+    const ablations = [
+      one('sinks', '0', 0.5, 4),
+      one('sinks', '4', 0.01, 4.1),
+      one('entropy', 'none', 0.01, 3.9),
+      one('entropy', 'zstd <3>', 0.01, 4),
+    ];
+    const html = renderReport({ evaluation: { ...evaluation, ablations }, date: new Date(0) });
+    const figures = [...html.matchAll(/<figure data-chart="(ablation[^"]+)">.*?<\/figure>/gsu)];
+    assert.deepEqual(
+      figures.map(([, id]) => id),
+      ['ablation-sinks-at-4x', 'ablation-entropy-at-4x'],
+    );
+    assert.deepEqual(
+      figures.map(([figure]) => figure.match(/<circle/gu)?.length),
+      [4, 2],
+    );
+    assert.match(html, /Nothing matters more than sinks at 4x: 0 costs 50 times the KL of 4/u);
+    assert.ok(html.includes('entropy zstd &#60;3&#62;'));
+  });
+
   it('is not half written where it cannot be written', async () => {
     await assert.rejects(writeReport(join(folder, 'none', 'report.html'), { evaluation, date: new Date(0) }), (error) =>
       isKvtcError(error, 'KVTC_WRITE_FAILED'),

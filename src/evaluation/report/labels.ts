@@ -57,11 +57,6 @@ export function placeLabels(
       { dx: gap, dy: half + 3, anchor: 'start' as const },
       { dx: -gap, dy: -half - 3, anchor: 'end' as const },
       { dx: -gap, dy: half + 3, anchor: 'end' as const },
-      { dx: 0, dy: -3.2 * half - gap, anchor: 'middle' as const },
-      { dx: -gap, dy: -3 * half, anchor: 'end' as const },
-      { dx: gap, dy: -3 * half, anchor: 'start' as const },
-      { dx: -gap, dy: 3 * half, anchor: 'end' as const },
-      { dx: gap, dy: 3 * half, anchor: 'start' as const },
     ];
     for (const { dx, dy, anchor } of candidates) {
       const textX = point.x + dx;
