@@ -179,6 +179,7 @@ async function probeDocument(
         factors: { key: factorMetrics(metrics.key), value: factorMetrics(metrics.value) },
         expected: residualEnergy.map((energy) => 1 / energy),
         sinks: setting.sinks,
+        window: setting.window,
         seed: (setting.seed + 1) * 1000 * (index + 1),
         signal,
         onEvent,

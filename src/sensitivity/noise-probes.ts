@@ -5,7 +5,7 @@
 
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
-import type { StreamKind } from '../base/geometry.ts';
+import type { StreamKind, TokenRange } from '../base/geometry.ts';
 import { STREAMS, headDim } from '../base/geometry.ts';
 import { seededRandom } from '../base/random.ts';
 import type { MetricFactors } from '../calibration/weighted-basis.ts';
@@ -34,8 +34,12 @@ export interface ProbeOptions extends RunOptions {
   readonly factors: Readonly<Record<StreamKind, MetricFactors>>;
   /** f64[layers], up to a factor: what an energy in each layer is thought to cost, so that noises cost about the same. */
   readonly expected: Float64Array;
-  /** Tokens left exact at the start. */
+  /**
+   * Tokens left exact at the start and at the end of the prefix, as the costs behind the factors leave them out: nearby
+   * tokens are read far more than the mean one.
+   */
   readonly sinks: number;
+  readonly window: number;
   readonly seed: number;
 }
 
@@ -128,7 +132,7 @@ function noisyLayer(
   stream: StreamKind,
   layer: number,
   energyOf: (own: number) => number,
-  { model, factors, sinks }: ProbeOptions,
+  { model, factors, sinks, window }: ProbeOptions,
   seed: number,
 ): { rows: Float32Array; energy: number } {
   const { geometry, rope } = model;
@@ -136,13 +140,14 @@ function noisyLayer(
   const width = geometry.kvHeads * dim;
   const turn = stream === 'key' ? rope : null;
   const tokens = positions.length;
+  const range = { startToken: sinks, endToken: tokens - window };
   const spectra = Array.from({ length: geometry.kvHeads }, (_, h) => {
     const own = headColumns(rows, width, h, dim);
     if (turn !== null) undoRope(own, positions, turn, { heads: 1, headDim: dim });
-    return weightedSpectrum(own, factors[stream], layer * geometry.kvHeads + h, sinks);
+    return weightedSpectrum(own, factors[stream], layer * geometry.kvHeads + h, range);
   });
   const variances = spectra.flatMap(({ values }) => [...values]);
-  const count = tokens - sinks;
+  const count = range.endToken - range.startToken;
   const level = waterLevel(variances, energyOf(count * variances.reduce((a, b) => a + b, 0)) / count);
   const random = seededRandom(seed);
   const changed = rows.slice();
@@ -153,7 +158,7 @@ function noisyLayer(
     const sizes = Float64Array.from(values, (value) => Math.sqrt(Math.min(value, level)));
     const noise = new Float32Array(tokens * dim);
     const weighted = new Float64Array(dim);
-    for (let t = sinks; t < tokens; t++) {
+    for (let t = range.startToken; t < range.endToken; t++) {
       weighted.fill(0);
       for (let k = 0; k < dim; k++) {
         const drawn = sizes[k]! * random.normal();
@@ -174,19 +179,19 @@ function noisyLayer(
   return { rows: changed, energy };
 }
 
-/** Eigenpairs of the covariance of Lᵀ·x over tokens from `sinks` on; vectors as rows. */
+/** Eigenpairs of the covariance of Lᵀ·x over a range of tokens; vectors as rows. */
 function weightedSpectrum(
   own: Float32Array,
   { headDim: dim, lower }: MetricFactors,
   head: number,
-  sinks: number,
+  { startToken, endToken }: TokenRange,
 ): { values: Float64Array; vectors: Float64Array } {
-  const count = own.length / dim - sinks;
+  const count = endToken - startToken;
   const block = head * dim * dim;
   const sums = new Float64Array(dim);
   const squares = new Float64Array(dim * dim);
   const y = new Float64Array(dim);
-  for (let t = sinks; t < sinks + count; t++) {
+  for (let t = startToken; t < endToken; t++) {
     for (let i = 0; i < dim; i++) {
       let sum = 0;
       for (let j = i; j < dim; j++) sum += lower[block + j * dim + i]! * own[t * dim + j]!;
