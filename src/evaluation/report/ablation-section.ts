@@ -105,7 +105,7 @@ function sizeChart(name: string, rows: readonly AblationRow[]): Figure | null {
   if (points.length === 0) return null;
   const label = "times smaller, by the paper's count";
   return {
-    ...dotFigure(name, rows, points, { grid: true, ticks: 5, nice: true, inset: 6, label }, []),
+    ...dotFigure(name, rows, points, { grid: true, ticks: 3, nice: true, inset: 6, label }, []),
     caption: 'The restored cache is the same, its size is not. Right is better; the axis does not begin at 0.',
   };
 }
