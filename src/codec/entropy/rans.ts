@@ -11,10 +11,7 @@ export const PROBABILITY_SCALE = 1 << PROBABILITY_BITS;
 export const LOWER_BOUND = 1 << 15;
 
 /** A decoding slot holds the symbol in 7 bits. */
-export const MAX_SYMBOLS = 128;
-
-/** Most bits one raw step may carry. */
-export const MAX_RAW_BITS = 15;
+const MAX_SYMBOLS = 128;
 
 /**
  * Integer frequencies, summing to PROBABILITY_SCALE, each ≥ 1, in the proportion of `counts` (finite, ≥ 0, not all 0).
@@ -92,7 +89,7 @@ export function fillEncoder(frequencies: ArrayLike<number>, view: DataView, offs
   }
 }
 
-/** How a raw step stands among coded ones, which are table entries ≥ 0. `bits` in [1, MAX_RAW_BITS]. */
+/** How a raw step stands among coded ones, which are table entries ≥ 0. `bits` in [1, 15]. */
 export function rawStep(value: number, bits: number): number {
   return -1 - (value * 16 + bits);
 }

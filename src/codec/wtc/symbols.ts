@@ -11,7 +11,7 @@ export const SHORT_PAIR_CLASS_MAX = -2;
 export const SINGLE_CLASS_MAX = 10;
 
 export const SINGLE_TABLES = SINGLE_CLASS_MAX - CLASS_MIN + 1;
-export const PAIR_TABLES = PAIR_CLASS_MAX - CLASS_MIN + 1;
+const PAIR_TABLES = PAIR_CLASS_MAX - CLASS_MIN + 1;
 /** Table t < SINGLE_TABLES codes singles of class t + CLASS_MIN, the next PAIR_TABLES code pairs likewise. */
 export const TABLES = SINGLE_TABLES + PAIR_TABLES;
 

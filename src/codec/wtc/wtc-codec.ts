@@ -10,7 +10,7 @@ import { MAX_LANES, readFrame } from './frame.ts';
 import type { WtcPlan } from './plan.ts';
 
 /** Tokens that share a lane: its state and length, about 5 bytes, then cost 0.1 to 0.3 % of the rate. */
-export const TOKENS_PER_LANE = 16;
+const TOKENS_PER_LANE = 16;
 
 /**
  * The name a container's header gives. Deterministic: same coefficients, classes and plan, same bytes. Integers decode

@@ -4,7 +4,7 @@
 import { BLOCK_COMPONENTS } from '../classes.ts';
 import { CELLS } from '../family.ts';
 import { MAX_LANES } from '../frame.ts';
-import { ENTRY_STRIDE, SINGLE_TABLES, TABLES } from '../symbols.ts';
+import { ENTRY_STRIDE, TABLES } from '../symbols.ts';
 import { PROBABILITY_SCALE } from '../../entropy/rans.ts';
 
 /** i32[TABLES, PROBABILITY_SCALE] */
@@ -54,4 +54,3 @@ export const LANE = {
 export const PAIR_ESCAPE_MARK = 255;
 
 export const CENTROID_ROW_BYTES = 4 * CELLS;
-export const SINGLE_ROWS = SINGLE_TABLES;
