@@ -13,7 +13,7 @@ import type { RowSource } from './collect.ts';
 import type { TokenDocument } from './sample.ts';
 
 /** How many rows are held out, and the share of the documents they come from. */
-export const HELD_OUT_DEFAULTS = { rows: 2048, share: 1 / 12 } as const;
+const HELD_OUT_DEFAULTS = { rows: 2048, share: 1 / 12 } as const;
 
 /** RoPE undone. */
 export interface HeldOutRows {

@@ -50,7 +50,7 @@ export interface CostsOptions {
 }
 
 /** Factors of the output Gram matrices of all layers, as `attentionCosts` takes them. */
-export async function outputFactors(
+async function outputFactors(
   gguf: Gguf,
   layers: number,
   dim: number,

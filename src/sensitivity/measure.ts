@@ -24,7 +24,7 @@ import type { ProbeDocument, Probes } from './noise-probes.ts';
 import { probeNoise } from './noise-probes.ts';
 
 /** docs/results.md has what fewer or more documents change. */
-export const SENSITIVITY_DEFAULTS = {
+const SENSITIVITY_DEFAULTS = {
   documents: 12,
   prefixTokens: 1024,
   naturalTokens: 192,
