@@ -50,12 +50,7 @@ export interface CostsOptions {
 }
 
 /** Factors of the output Gram matrices of all layers, as `attentionCosts` takes them. */
-async function outputFactors(
-  gguf: Gguf,
-  layers: number,
-  dim: number,
-  backend: Backend,
-): Promise<Float64Array[]> {
+async function outputFactors(gguf: Gguf, layers: number, dim: number, backend: Backend): Promise<Float64Array[]> {
   const factors: Float64Array[] = [];
   for (let layer = 0; layer < layers; layer++) {
     const blocks = await outputGram(gguf, layer, dim, backend);
