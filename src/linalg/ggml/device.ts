@@ -38,6 +38,7 @@ export class GgmlDevice {
   readonly library: GgmlLibrary;
   private readonly backend: Pointer;
   private readonly allocator: Pointer;
+  private readonly pool: Pointer | null;
   private readonly constants = new Set<() => void>();
   private queue: Promise<unknown> = Promise.resolve();
   private pending = 0;
@@ -48,6 +49,9 @@ export class GgmlDevice {
     this.library = ggmlLibrary();
     this.backend = allocated(this.library.deviceInit(this.library.cpuDevice(), null), 'a CPU backend');
     this.library.setThreads(this.backend, threads);
+    // ggml would start threads anew for every graph, and a fresh thread can wait milliseconds for a core.
+    this.pool = this.library.threadPoolNew(threads);
+    if (this.pool !== null) this.library.setThreadPool(this.backend, this.pool);
     this.allocator = allocated(this.library.allocatorNew(this.library.bufferType(this.backend)), 'a graph allocator');
   }
 
@@ -106,6 +110,7 @@ export class GgmlDevice {
       for (const release of this.constants) release();
       this.library.allocatorFree(this.allocator);
       this.library.backendFree(this.backend);
+      if (this.pool !== null) this.library.threadPoolFree(this.pool);
     });
   }
 

@@ -18,6 +18,8 @@ export const GGML_TYPE = { f32: 0, f16: 1, q8_0: 8, i32: 26, bf16: 30 } as const
 export type GgmlType = keyof typeof GGML_TYPE;
 
 const DEVICE_TYPE_CPU = 0;
+/** ggml_threadpool_params takes 528 bytes (a mask of 512 cores, five fields); room is left for growth. */
+const POOL_PARAMETERS_BYTES = 1024;
 
 interface AsyncStatus {
   (backend: Pointer, graph: Pointer): number;
@@ -89,6 +91,10 @@ export interface GgmlLibrary {
   compute: AsyncStatus;
   cpuDevice(): Pointer;
   setThreads(backend: Pointer, threads: number): void;
+  /** Threads that wait between graphs instead of being started for each; null where this ggml has no such pool. */
+  threadPoolNew(threads: number): MaybePointer;
+  threadPoolFree(pool: Pointer): void;
+  setThreadPool(backend: Pointer, pool: Pointer): void;
 }
 
 type RopeFunction = (
@@ -125,16 +131,24 @@ export function ggmlLibrary(): GgmlLibrary {
 
 function bind(libraries: { readonly ggmlBase: LibraryHandle; readonly ggml: LibraryHandle }): GgmlLibrary {
   koffi.struct('ggml_init_params', { mem_size: 'size_t', mem_buffer: 'void *', no_alloc: 'bool' });
-  const setThreadsType = koffi.proto('void kvtc_set_n_threads(void *backend, int threads)');
   // koffi types functions loosely; the interface above is the checked statement of each signature.
   const base = <F>(signature: string): F => libraries.ggmlBase.func(signature) as unknown as F;
   const device = libraries.ggml.func('void *ggml_backend_dev_by_type(int type)')(DEVICE_TYPE_CPU) as MaybePointer;
   if (device === null) throw new KvtcError('KVTC_BACKEND_FAILED', 'ggml offers no CPU device on this machine');
   const registry = libraries.ggmlBase.func('void *ggml_backend_dev_backend_reg(void *d)')(device) as Pointer;
-  const setThreads = libraries.ggmlBase.func('void *ggml_backend_reg_get_proc_address(void *reg, const char *name)')(
-    registry,
-    'ggml_backend_set_n_threads',
-  ) as MaybePointer;
+  const addressOf = libraries.ggmlBase.func('void *ggml_backend_reg_get_proc_address(void *reg, const char *name)');
+  /** A function of the CPU backend's own library, which of several the machine chose; null when it has none. */
+  const ofDevice = (name: string, signature: string): ((...values: unknown[]) => unknown) | null => {
+    const address = addressOf(registry, name) as MaybePointer;
+    if (address === null) return null;
+    const type = koffi.proto(signature);
+    return (...values) => koffi.call(address, type, ...values) as unknown;
+  };
+  const setThreads = ofDevice('ggml_backend_set_n_threads', 'void kvtc_set_n_threads(void *backend, int threads)');
+  const poolNew = ofDevice('ggml_threadpool_new', 'void *kvtc_threadpool_new(void *parameters)');
+  const poolFree = ofDevice('ggml_threadpool_free', 'void kvtc_threadpool_free(void *pool)');
+  const setPool = ofDevice('ggml_backend_cpu_set_threadpool', 'void kvtc_set_threadpool(void *backend, void *pool)');
+  const poolParameters = libraries.ggmlBase.func('void ggml_threadpool_params_init(void *parameters, int threads)');
   return {
     init: base('void *ggml_init(ggml_init_params p)'),
     free: base('void ggml_free(void *c)'),
@@ -176,8 +190,14 @@ function bind(libraries: { readonly ggmlBase: LibraryHandle; readonly ggml: Libr
     tensorGet2d: base(`void ggml_backend_tensor_get_2d(${COPY_2D_ARGUMENTS})`),
     compute: base('int ggml_backend_graph_compute(void *backend, void *graph)'),
     cpuDevice: () => device,
-    setThreads: (backend, threads) => {
-      if (setThreads !== null) koffi.call(setThreads, setThreadsType, backend, threads);
+    setThreads: (backend, threads) => void setThreads?.(backend, threads),
+    threadPoolNew: (threads) => {
+      if (poolNew === null || poolFree === null || setPool === null) return null;
+      const parameters = new Uint8Array(POOL_PARAMETERS_BYTES);
+      poolParameters(parameters, threads);
+      return poolNew(parameters) as MaybePointer;
     },
+    threadPoolFree: (pool) => void poolFree?.(pool),
+    setThreadPool: (backend, pool) => void setPool?.(backend, pool),
   };
 }
