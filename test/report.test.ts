@@ -11,11 +11,12 @@ import { pathToFileURL } from 'node:url';
 import type { BrowserContext, Page } from 'playwright-core';
 import { chromium } from 'playwright-core';
 import { isKvtcError } from '../src/base/errors.ts';
+import { calibrate } from '../src/cache/calibrate.ts';
 import type { Evaluation } from '../src/evaluation/evaluate.ts';
 import { evaluate } from '../src/evaluation/evaluate.ts';
 import { renderReport, writeReport } from '../src/evaluation/report/page.ts';
 import { rowRivals } from '../src/evaluation/rivals/treatments.ts';
-import { makeTinyWorld, tinyText } from './tiny-world.ts';
+import { makeTinyWorld, tinyCalibration, tinyText } from './tiny-world.ts';
 
 const CHROMIUM = process.env['KVTC_CHROMIUM'] ?? '/usr/bin/chromium';
 const FLAGS = [
@@ -61,9 +62,12 @@ before(async () => {
     source: `<${kind}> & co`,
     text: sentences(tinyText(900, 50 + i)),
   }));
+  const wtcPath = join(folder, 'wtc.profile.safetensors');
+  await calibrate({ ...tinyCalibration(world.modelPath, wtcPath), codec: 'wtc' });
   const measured = await evaluate({
     modelPath: world.modelPath,
     profilePath: world.profilePath,
+    alsoProfilePaths: [wtcPath],
     texts,
     prefixTokens: 512,
     continuationTokens: 64,
@@ -139,6 +143,29 @@ describe('the report page', () => {
     const html = renderReport({ evaluation: bare, date: new Date(0) });
     const charts = [...html.matchAll(/data-chart="([^"]+)"/gu)].map(([, id]) => id);
     assert.deepEqual(charts.toSorted(), ['paper-rate-copy-kl', 'paper-rate-kl', 'rate-copy-kl', 'rate-kl']);
+  });
+
+  it('shows codecs side by side: a line and a colour for each, and what one reaches at the losses of the other', async () => {
+    const html = await readFile(pagePath, 'utf8');
+    const chart = /<figure data-chart="rate-kl">.*?<\/figure>/su.exec(html)?.[0] ?? '';
+    assert.deepEqual(
+      [...chart.matchAll(/<li><i style="background:(var\([^)]+\))"><\/i>(\w+)<\/li>/gu)].map(([, colour, name]) => [
+        name,
+        colour,
+      ]),
+      [
+        ['kvtc', 'var(--key)'],
+        ['wtc', 'var(--value)'],
+      ],
+    );
+    const table = /no worse in KL and copy KL than.*?<\/table>/su.exec(html)?.[0] ?? '';
+    const compared = evaluation.rows.filter(({ series }) => series === 'kvtc');
+    assert.equal(compared.length, 3);
+    for (const { treatment } of compared) assert.ok(table.includes(`<td>${treatment}</td>`), treatment);
+    assert.match(table, /<td>wtc<\/td><td>(&#60; |&#62; )?[\d.]+<\/td>/u);
+    for (const { name, id } of evaluation.settings.profiles ?? []) assert.ok(html.includes(id), name);
+    const wtcFirst = { ...evaluation, rows: evaluation.rows.filter(({ series }) => series !== 'kvtc') };
+    assert.doesNotMatch(renderReport({ evaluation: wtcFirst, date: new Date(0) }), /no worse in KL|NaN|undefined/u);
   });
 
   it('charts ablations: loss where it changes, size where only that does', () => {

@@ -74,7 +74,10 @@ describe('the published results', () => {
       assert.match(page, /\* rows, kvtc 16x, KL: 0\.018 against 0\.012\. Made up for a test\./u);
       assert.match(page, /\* rows, kvtc 16x, copy KL: 0\.2 against 0\.0429\. not explained yet/u);
       assert.match(page, /Where kvtc loses\n\n\* made up codec: smaller and closer in prediction/u);
-      assert.match(page, /copying suffers more than prediction at 16x/u);
+      assert.match(page, /copying suffers more than prediction at kvtc 16x/u);
+      assert.match(page, /\| wtc 32x \| 33\.00 \| 30\.00 \|/u);
+      assert.match(page, /At equal loss[^|]+[^\n]+\n[^\n]+\n\| kvtc 16x \| 18\.4; 10\.7 \| wtc \| 46\.7 \| 42\.4 \|/u);
+      assert.match(page, /window of 128 exact \(kvtc\), coded finer \(wtc\); profile kvtc `0000/u);
       assert.match(page, /## Qwen2\.5-Coder-0\.5B-Instruct\n\nNot measured yet\./u);
       assert.doesNotMatch(page, /NaN|undefined/u);
       await writeFile(join(bench, 'results', MODEL, 'other.json'), '{}');
@@ -105,13 +108,19 @@ function evaluation(): Record<string, unknown> {
   return {
     rows: [
       row('kvtc 16x', 16, { paperRatio: 18.4, effectiveRatio: 10.7, klNats: 0.018, copyKlNats: 0.2 }),
+      row('wtc 32x', 32, { series: 'wtc', paperRatio: 33, effectiveRatio: 30, klNats: 0.009, copyKlNats: 0.01 }),
+      row('wtc 64x', 64, { series: 'wtc', paperRatio: 66, effectiveRatio: 60, klNats: 0.036, copyKlNats: 0.04 }),
       row('made up codec', null, { paperRatio: 12, effectiveRatio: 12, klNats: 0.01, copyKlNats: 0.3 }),
     ],
     floor: row('floor', null, {}),
     settings: {
       model: 'm',
       modelFingerprint: 'f'.repeat(64),
-      profileId: 'a'.repeat(64),
+      profileId: '0'.repeat(64),
+      profiles: [
+        { name: 'kvtc', id: '0'.repeat(64), codec: 'kvtc-paper', windowMode: 'exact', ratios: [16] },
+        { name: 'wtc', id: '1'.repeat(64), codec: 'wtc', windowMode: 'finer', ratios: [32, 64] },
+      ],
       weights: 'f32',
       prefixTokens: 3072,
       continuationTokens: 1024,

@@ -6,6 +6,8 @@ import { throwIfAborted } from '../base/events.ts';
 import type { RunOptions } from '../base/events.ts';
 import type { StreamKind, TokenRange } from '../base/geometry.ts';
 import { STREAMS, streamWidth } from '../base/geometry.ts';
+import { createChunkEncoder, ranksInUse } from '../cache/chunk-coder.ts';
+import type { WindowMode } from '../cache/chunk-seam.ts';
 import { COMPRESS_DEFAULTS, compressState } from '../cache/compress.ts';
 import type { CompressResult } from '../cache/compress.ts';
 import { layOutTokens } from '../cache/layout.ts';
@@ -70,7 +72,7 @@ export interface TimePoint {
 /** Restoring from memory against prefilling, on this machine. */
 export interface RestoreTimes {
   readonly ratio: number;
-  /** Sinks and window, which are copied, not decoded. */
+  /** Sinks and an exact window, which are copied, not decoded. */
   readonly exactTokens: number;
   readonly prefill: readonly TimePoint[];
   /** Bases loaded; medians. */
@@ -95,6 +97,7 @@ export interface CloseUpOptions extends RunOptions {
   readonly prefixTokens: number;
   readonly sinks: number;
   readonly window: number;
+  readonly windowMode: WindowMode | undefined;
 }
 
 /**
@@ -160,7 +163,7 @@ function codedTokens(tokenCount: number, { sinks, window }: CloseUpOptions): rea
 }
 
 async function closeUpRatio(
-  { transforms, sinks, window, signal }: CloseUpOptions,
+  { transforms, sinks, window, windowMode, signal }: CloseUpOptions,
   state: Uint8Array,
   exact: StateView,
   tokens: Int32Array,
@@ -168,7 +171,7 @@ async function closeUpRatio(
   coded: readonly TokenRange[],
 ): Promise<RatioCloseUp> {
   const target = memoryTarget();
-  const stored = await compressState(state, transforms, target, { ratio, sinks, window, tokens, signal });
+  const stored = await compressState(state, transforms, target, { ratio, sinks, window, windowMode, tokens, signal });
   const container = await openContainer(target.bytes());
   try {
     const restored = await restoreContainer(container, transforms, { vTransposed: exact.vTransposed, signal });
@@ -259,11 +262,12 @@ async function timeRestores(
   tokens: Int32Array,
   prefill: readonly TimePoint[],
 ): Promise<RestoreTimes> {
-  const { context, transforms, ratios, sinks, window, signal } = options;
+  const { context, transforms, ratios, sinks, window, windowMode, signal } = options;
   const distance = (ratio: number): number => Math.abs(Math.log2(ratio / COMPRESS_DEFAULTS.ratio));
   const ratio = ratios.toSorted((a, b) => distance(a) - distance(b))[0] ?? COMPRESS_DEFAULTS.ratio;
   const full = parseState(context.getState());
-  const loadBasesMs = await timeLoading(transforms, full, ratio);
+  const loadBasesMs = await timeLoading(transforms, full, { ratio, window, windowMode });
+  const { exactWindow } = createChunkEncoder(transforms.profile, { ratio, window, windowMode });
   const restore: TimePoint[] = [];
   const lengths = TIMED_SHARES.map((part) => Math.round(tokens.length * part)).filter(
     (length) => length > sinks + window,
@@ -272,7 +276,8 @@ async function timeRestores(
     context.truncate(0, length);
     const target = memoryTarget();
     const kept = tokens.subarray(0, length);
-    await compressState(context.getState(), transforms, target, { ratio, sinks, window, tokens: kept, signal });
+    const settings = { ratio, sinks, window, windowMode, tokens: kept, signal };
+    await compressState(context.getState(), transforms, target, settings);
     const container = await openContainer(target.bytes());
     try {
       const runs: number[] = [];
@@ -284,17 +289,21 @@ async function timeRestores(
       await container.close();
     }
   }
-  return { ratio, exactTokens: sinks + window, prefill, restore, loadBasesMs };
+  return { ratio, exactTokens: sinks + exactWindow, prefill, restore, loadBasesMs };
 }
 
-async function timeLoading({ profile, backend }: Transforms, view: StateView, ratio: number): Promise<number> {
-  const plans = plansOf({ profile }, ratio);
+async function timeLoading(
+  { profile, backend }: Transforms,
+  view: StateView,
+  coding: { readonly ratio: number; readonly window: number; readonly windowMode: WindowMode | undefined },
+): Promise<number> {
+  const [, newest] = ranksInUse(profile, coding);
   const fresh = openTransforms(profile, backend);
   const startedMs = performance.now();
   try {
     for (const stream of STREAMS) {
       const element = stream === 'key' ? view.keyType : view.valueType;
-      await fresh.synthesis(stream, plans?.[stream].rank ?? profile.rank[stream], element);
+      await fresh.synthesis(stream, newest[stream], element);
     }
     return performance.now() - startedMs;
   } finally {

@@ -1,7 +1,7 @@
 // The evaluation on a tiny model with random weights, through the real engine, calibration and codec.
 
 import assert from 'node:assert/strict';
-import { mkdtemp, readFile, readdir, rm } from 'node:fs/promises';
+import { copyFile, mkdtemp, readFile, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
@@ -26,6 +26,7 @@ const SHAPE = { prefixTokens: 384, continuationTokens: 130, copyTokens: 100, sli
 let folder = '';
 let modelPath = '';
 let profilePath = '';
+let wtcPath = '';
 
 /** Words of a small invented language, so that there is something to learn. */
 function textOf(seed: number, words: number): string {
@@ -44,16 +45,17 @@ before(async () => {
   modelPath = join(folder, 'tiny.gguf');
   profilePath = join(folder, 'tiny.profile.safetensors');
   await writeTinyModel(modelPath, 'llama');
-  await calibrate({
+  wtcPath = join(folder, 'tiny.wtc.profile.safetensors');
+  const calibration = {
     model: modelPath,
     texts: [{ name: 'train', texts: [{ source: 't', text: textOf(3, 3000) }] }],
-    output: profilePath,
     tokens: 6000,
     documentTokens: 512,
     rank: 96,
-    ratios: [4, 16],
     threads: 1,
-  });
+  };
+  await calibrate({ ...calibration, output: profilePath, ratios: [4, 16] });
+  await calibrate({ ...calibration, output: wtcPath, codec: 'wtc' });
 });
 after(() => rm(folder, { recursive: true, force: true }));
 
@@ -162,6 +164,56 @@ describe('evaluate', () => {
     assert.equal(settings.copyTokens, 256);
   });
 
+  it('judges profiles of both codecs side by side, each at the ratios it serves, on one prefill', async () => {
+    let total = 0;
+    const onEvent = (event: KvtcEvent): void => {
+      if (event.type === 'progress' && event.phase === 'evaluate') total = event.total;
+    };
+    const options = { alsoProfilePaths: [wtcPath], ratios: [4, 8, 16], documents: 1, onEvent };
+    const { rows, settings } = await run(options);
+    assert.deepEqual(
+      rows.map(({ treatment, series, ratio }) => [treatment, series, ratio]),
+      [
+        ['kvtc 4x window 32', 'kvtc window 32', 4],
+        ['kvtc 16x window 32', 'kvtc window 32', 16],
+        ['wtc 8x window 32', 'wtc window 32', 8],
+        ['wtc 16x window 32', 'wtc window 32', 16],
+      ],
+    );
+    assert.deepEqual(
+      settings.profiles?.map(({ name, codec, windowMode, ratios }) => [name, codec, windowMode, ratios]),
+      [
+        ['kvtc', 'kvtc-paper', 'exact', [4, 16]],
+        ['wtc', 'wtc', 'finer', [8, 16]],
+      ],
+    );
+    assert.equal(total, decodedTokens({ ...SHAPE, copyTokens: 256 }, 5));
+    const [, paper, , wtc] = rows;
+    // wtc's window is coded: every byte counts almost as much as the paper's count says.
+    assert.ok((wtc?.effectiveRatio ?? 0) > 1.5 * (paper?.effectiveRatio ?? 0));
+    assert.ok((wtc?.paperRatio ?? 9) < (paper?.paperRatio ?? 0), 'the finer window is not left out');
+  });
+
+  it('keeps the window of wtc exact on request, and tells profiles of one codec apart by their files', async () => {
+    const other = join(folder, 'other.wtc.safetensors');
+    await copyFile(wtcPath, other);
+    const options = { profilePath: wtcPath, ratios: [16], documents: 1, windowMode: 'exact' } as const;
+    const { rows, settings } = await run({ ...options, alsoProfilePaths: [other] });
+    assert.deepEqual(
+      rows.map(({ treatment }) => treatment),
+      ['wtc tiny.wtc 16x window 32 window exact', 'wtc other.wtc 16x window 32 window exact'],
+    );
+    assert.deepEqual(
+      settings.profiles?.map(({ windowMode }) => windowMode),
+      ['exact', 'exact'],
+    );
+    const [one] = rows;
+    assert.ok((one?.paperRatio ?? 0) > 1.5 * (one?.effectiveRatio ?? 99), 'the exact window is left out of one ratio');
+    await assert.rejects(run({ ...options, alsoProfilePaths: [wtcPath] }), (error) =>
+      isKvtcError(error, 'KVTC_OPTION_INVALID'),
+    );
+  });
+
   it('takes further treatments, truncation of the profile’s own basis among them', async () => {
     const { rows } = await run({
       documents: 1,
@@ -229,6 +281,10 @@ describe('evaluate', () => {
     for (const [options, code] of [
       [{ modelPath: other }, 'KVTC_MODEL_MISMATCH'],
       [{ ratios: [5] }, 'KVTC_PLAN_MISSING'],
+      [{ ratios: [16, 5], alsoProfilePaths: [profilePath] }, 'KVTC_PLAN_MISSING'],
+      [{ ratios: [4], alsoProfilePaths: [wtcPath] }, 'KVTC_PLAN_MISSING'],
+      [{ windowMode: 'finer' }, 'KVTC_OPTION_INVALID'],
+      [{ alsoProfilePaths: [join(folder, 'none')] }, 'KVTC_FILE_NOT_FOUND'],
       [{ texts: [] }, 'KVTC_PROMPT_EMPTY'],
       [{ copyTokens: 300 }, 'KVTC_OPTION_INVALID'],
       [{ continuationTokens: 1 }, 'KVTC_OPTION_INVALID'],

@@ -1,11 +1,10 @@
-// `kvtc evaluate`: a profile judged on a model and texts, a row per ratio, beside the engine's own noise.
-// Joins model, profile, exact weights, documents and treatments; does not know how any of them works.
+// `kvtc evaluate`: profiles judged on a model and texts, a row per ratio, beside the engine's own noise.
+// Joins model, profiles, exact weights, documents and treatments; does not know how any of them works.
 
 import { availableParallelism } from 'node:os';
-import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { COMPRESS_DEFAULTS } from '../cache/compress.ts';
-import { plannedRatios, ranksInUse } from '../cache/chunk-coder.ts';
+import type { WindowMode } from '../cache/chunk-seam.ts';
 import { openTransforms } from '../cache/transforms.ts';
 import type { Transforms } from '../cache/transforms.ts';
 import { modelIdentity } from '../engines/llama/architecture.ts';
@@ -13,12 +12,12 @@ import { readGguf } from '../engines/llama/gguf.ts';
 import type { ContextOptions, LlamaModel } from '../engines/llama/session.ts';
 import { openModel } from '../engines/llama/session.ts';
 import { openGgmlBackend } from '../linalg/ggml/backend.ts';
-import { openProfile } from '../profile/open-profile.ts';
-import type { ModelIdentity, Profile } from '../profile/profile.ts';
+import type { Profile } from '../profile/profile.ts';
 import type { CloseUp } from './close-up.ts';
 import { measureCloseUp } from './close-up.ts';
 import type { EvaluationText } from './documents.ts';
 import { cutDocuments } from './documents.ts';
+import { openEvaluatedProfiles } from './evaluated-profiles.ts';
 import { exactWeights } from './exact-weights.ts';
 import type { PlannedTreatment } from './measure.ts';
 import { measureTasks, measureTreatments } from './measure.ts';
@@ -33,7 +32,7 @@ import type { TaskOptions } from './tasks/collect.ts';
 import { collectTasks } from './tasks/collect.ts';
 import { questionTokens } from './tasks/item.ts';
 import type { Treatment } from './treatment.ts';
-import { floorTreatment, kvtcTreatment } from './treatment.ts';
+import { floorTreatment, kvtcTreatment, usualWindowMode } from './treatment.ts';
 
 /** The protocol of the evidence this project measures against. */
 export const EVALUATE_DEFAULTS = {
@@ -60,9 +59,13 @@ export interface EvaluateOptions extends RunOptions {
   /** GGUF file. */
   readonly modelPath: string;
   readonly profilePath: string;
+  /** Further profiles of the model, of whatever codec, on the same documents and prefixes. */
+  readonly alsoProfilePaths?: readonly string[] | undefined;
   readonly texts: readonly EvaluationText[];
-  /** Default: all ratios the profile has plans for. */
+  /** Each profile is judged at those it serves. Default: all it has plans for, or usual ones within its steps. */
   readonly ratios?: readonly number[] | undefined;
+  /** What wtc's window gets; the published codec's is always exact. */
+  readonly windowMode?: WindowMode | undefined;
   readonly prefixTokens?: number | undefined;
   readonly continuationTokens?: number | undefined;
   /** Default 512, or two thirds of a shorter prefix. */
@@ -91,6 +94,7 @@ export interface EvaluateOptions extends RunOptions {
 
 /** What treatments may be made of. All of it is closed after the run. */
 export interface TreatmentWorld {
+  /** Of the first profile. */
   readonly transforms: Transforms;
   readonly model: LlamaModel;
   /** Options of the context that the exact cache runs in. */
@@ -102,14 +106,23 @@ export interface TreatmentWorld {
 }
 
 export interface Evaluation {
-  /** A row per ratio, then one per further treatment. */
+  /** Profile by profile a row per ratio, then one per further treatment. */
   readonly rows: readonly EvaluationRow[];
   /** What the engine's own rounding costs, on the first documents. */
   readonly floor: EvaluationRow;
   readonly settings: {
     readonly model: string;
     readonly modelFingerprint: string;
+    /** Of the first profile. */
     readonly profileId: string;
+    /** Missing in results of versions before 0.2. */
+    readonly profiles?: readonly {
+      readonly name: string;
+      readonly id: string;
+      readonly codec: Profile['codec'];
+      readonly windowMode: WindowMode;
+      readonly ratios: readonly number[];
+    }[];
     readonly weights: 'f32' | 'f16' | 'as-is';
     readonly prefixTokens: number;
     readonly continuationTokens: number;
@@ -125,12 +138,12 @@ export interface Evaluation {
   /** What the user typed; empty for calls of the library. */
   readonly command: string;
   readonly elapsedMs: number;
-  /** Of the first document, where asked for. */
+  /** Of the first profile on the first document, where asked for. */
   readonly closeUp?: CloseUp | undefined;
 }
 
 /**
- * Evaluates a profile's ratios on documents cut from `texts` by the protocol of protocol.ts. Memory: model, context,
+ * Evaluates the ratios of profiles on documents cut from `texts` by the protocol of protocol.ts. Memory: model, context,
  * two states, 4 · (continuation + copy) · vocabulary bytes. Throws KVTC_FILE_NOT_FOUND, KVTC_MODEL_MISMATCH when the
  * profile belongs to another model, KVTC_PLAN_MISSING, KVTC_PROMPT_EMPTY when no document can be cut,
  * KVTC_OPTION_INVALID, KVTC_RUN_MALFORMED, KVTC_ABORTED, and what engine and codec throw.
@@ -143,11 +156,8 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
   const closers: (() => void | Promise<void>)[] = [];
   try {
     const identity = await modelIdentity(await readGguf(options.modelPath));
-    const profile = await openProfile(options.profilePath);
-    closers.push(() => profile.close());
-    checkModel(profile, identity);
-    const ratios = options.ratios ?? plannedRatios(profile);
-    for (const ratio of ratios) ranksInUse(profile, { ratio }); // throws for what the profile does not serve
+    const paths = [options.profilePath, ...(options.alsoProfilePaths ?? [])];
+    const profiles = await openEvaluatedProfiles(paths, identity, options, (close) => closers.push(close));
     const runFile = await openRunFile(options.runPath ?? null);
     closers.push(() => runFile.close());
     const weights =
@@ -184,11 +194,15 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
     closers.push(() => context.close());
     const backend = openGgmlBackend({ threads });
     closers.push(() => backend.close());
-    const transforms = openTransforms(profile, backend);
-    closers.push(() => transforms.close());
     const { sinks, window } = setting;
+    const judged = profiles.map((one) => {
+      const transforms = openTransforms(one.profile, backend);
+      closers.push(() => transforms.close());
+      return { ...one, transforms };
+    });
+    const first = judged[0] as (typeof judged)[number]; // there is at least one path
     const world: TreatmentWorld = {
-      transforms,
+      transforms: first.transforms,
       model,
       context: contextOptions,
       sinks,
@@ -196,9 +210,19 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
       onClose: (close) => closers.push(close),
     };
     const coded = [
-      ...ratios.map((ratio) => kvtcTreatment(transforms, { ratio, sinks, window })),
-      ...rivalTreatments(options.rivals ?? [], world),
-      ...((await options.treatments?.(world)) ?? []),
+      ...judged.flatMap(({ name, transforms, ratios, windowMode }) =>
+        ratios.map((ratio) =>
+          kvtcTreatment(
+            transforms,
+            { ratio, sinks, window, ...(windowMode === undefined ? {} : { windowMode }) },
+            name,
+          ),
+        ),
+      ),
+      // What varies settings makes no curve of rate against loss.
+      ...[...rivalTreatments(options.rivals ?? [], world), ...((await options.treatments?.(world)) ?? [])].map(
+        (treatment) => ({ ...treatment, series: undefined }),
+      ),
     ];
     const plan: PlannedTreatment[] = [
       { treatment: floorTreatment, documents: Math.min(FLOOR_DOCUMENTS, documents.length) },
@@ -220,7 +244,7 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
     const [document] = documents;
     const closeUp =
       options.closeUp === true && document !== undefined
-        ? await measureCloseUp({ context, document, transforms, ratios, prefixTokens, sinks, window, signal, onEvent })
+        ? await measureCloseUp({ ...first, context, document, prefixTokens, sinks, window, signal, onEvent })
         : undefined;
     const [floor, ...rows] = plan.map(({ treatment }, i) =>
       summarise(treatment, measured[i]?.results ?? [], answered[i]?.results),
@@ -231,7 +255,14 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
       settings: {
         model: identity.name,
         modelFingerprint: identity.fingerprint,
-        profileId: profile.id,
+        profileId: first.profile.id,
+        profiles: judged.map(({ name, profile, ratios, windowMode }) => ({
+          name,
+          id: profile.id,
+          codec: profile.codec,
+          windowMode: windowMode ?? usualWindowMode(profile),
+          ratios,
+        })),
         weights: weights.type,
         prefixTokens,
         continuationTokens,
@@ -265,13 +296,4 @@ function settingsOf(options: EvaluateOptions) {
     sinks: options.sinks ?? defaults.sinks,
     window: options.window ?? defaults.window,
   };
-}
-
-function checkModel(profile: Profile, identity: ModelIdentity): void {
-  if (profile.model.fingerprint === identity.fingerprint) return;
-  throw new KvtcError(
-    'KVTC_MODEL_MISMATCH',
-    `the profile belongs to model ${profile.model.name} (${profile.model.fingerprint.slice(0, 12)}), the file is ${identity.name} (${identity.fingerprint.slice(0, 12)})`,
-    { got: identity.fingerprint, expected: profile.model.fingerprint },
-  );
 }

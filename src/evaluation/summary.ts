@@ -27,6 +27,8 @@ export interface EvaluationRow extends OutputFigures {
   readonly treatment: string;
   /** Target ratio, where the treatment has one. */
   readonly ratio: number | null;
+  /** Rows of one series differ in their target ratio alone; missing for rows that stand alone. */
+  readonly series?: string | undefined;
   /** Of the sums over documents; null where nothing is stored. */
   readonly paperRatio: number | null;
   readonly effectiveRatio: number | null;
@@ -46,7 +48,7 @@ export interface EvaluationRow extends OutputFigures {
  * documents are NaN. Documents and items must not both be missing.
  */
 export function summarise(
-  treatment: { readonly label: string; readonly ratio: number | null },
+  treatment: { readonly label: string; readonly ratio: number | null; readonly series?: string | undefined },
   results: readonly DocumentResult[],
   tasks: readonly TaskResult[] = [],
 ): EvaluationRow {
@@ -55,6 +57,7 @@ export function summarise(
   return {
     treatment: treatment.label,
     ratio: treatment.ratio,
+    ...(treatment.series === undefined ? {} : { series: treatment.series }),
     paperRatio: harmonicMean(costs.map((result) => result.paperRatio)),
     effectiveRatio: harmonicMean(costs.map((result) => result.effectiveRatio)),
     ...outputFigures(results),

@@ -8,6 +8,7 @@ import { KvtcError } from '../base/errors.ts';
 import type { CompressOptions } from '../cache/compress.ts';
 import { COMPRESS_DEFAULTS, compressState } from '../cache/compress.ts';
 import { ranksInUse } from '../cache/chunk-coder.ts';
+import type { WindowMode } from '../cache/chunk-seam.ts';
 import { restoreContainer } from '../cache/restore.ts';
 import type { Transforms } from '../cache/transforms.ts';
 import { openContainer } from '../container/reader.ts';
@@ -15,6 +16,7 @@ import { memoryTarget } from '../container/target.ts';
 import type { StateView } from '../engines/llama/state.ts';
 import { gatherRows, parseState, rowBytesOf, scatterRows } from '../engines/llama/state.ts';
 import type { LlamaContext } from '../engines/llama/session.ts';
+import type { Profile } from '../profile/profile.ts';
 
 /** What the protocol asks of an engine. */
 export type ProtocolContext = Pick<LlamaContext, 'clear' | 'decode' | 'logits' | 'getState' | 'setState' | 'truncate'>;
@@ -38,6 +40,8 @@ export interface Treatment {
   readonly label: string;
   /** Target ratio, for those that have one. */
   readonly ratio: number | null;
+  /** Same for treatments that differ in their target alone: one curve of rate against loss. */
+  readonly series?: string | undefined;
   /** Every setting that the outcome depends on, the profile's id among them. */
   readonly settings: Readonly<Record<string, string | number>>;
   /** True when `apply` runs the prefix through the engine again; for progress. */
@@ -56,16 +60,31 @@ export type KvtcSettings = {
   readonly [K in keyof Omit<CompressOptions, keyof RunOptions | 'tokens' | 'engine'>]?: NonNullable<CompressOptions[K]>;
 };
 
+/** What a codec's window gets where nothing is asked for. */
+export function usualWindowMode({ codec }: Pick<Profile, 'codec'>): WindowMode {
+  return codec === 'kvtc-paper' ? 'exact' : 'finer';
+}
+
+/** What rows of a codec are called: the published one `kvtc`, others by their own name. */
+export function codecName({ codec }: Pick<Profile, 'codec'>): string {
+  return codec === 'kvtc-paper' ? 'kvtc' : codec;
+}
+
 /**
  * Through a container in memory and back, as `compress` and `restore` do. Options as there; `ratio` must have a plan.
- * The label names ratio and every setting that is not that of COMPRESS_DEFAULTS.
+ * The label names codec, ratio and every setting that is not the codec's default; `name` stands for the codec's where
+ * several profiles share it.
  */
-export function kvtcTreatment(transforms: Transforms, options: KvtcSettings): Treatment {
+export function kvtcTreatment(
+  transforms: Transforms,
+  options: KvtcSettings,
+  name: string = codecName(transforms.profile),
+): Treatment {
   const { profile, backend } = transforms;
   const isPaper = profile.codec === 'kvtc-paper';
   const usual = {
     ...COMPRESS_DEFAULTS,
-    windowMode: isPaper ? 'exact' : 'finer',
+    windowMode: usualWindowMode(profile),
     entropy: isPaper ? COMPRESS_DEFAULTS.entropy : 'none',
   } as const;
   const setting = { ...usual, ...options };
@@ -80,11 +99,12 @@ export function kvtcTreatment(transforms: Transforms, options: KvtcSettings): Tr
         ? `${keyRatio}x`
         : `${keyRatio}x/${valueRatio}x`;
   const departures = (['sinks', 'window', 'windowMode', 'chunkTokens', 'entropy', 'entropyLevel'] as const)
-    .filter((name) => setting[name] !== usual[name])
-    .map((name) => `${name === 'windowMode' ? 'window' : name} ${setting[name]}`);
+    .filter((key) => setting[key] !== usual[key])
+    .map((key) => `${key === 'windowMode' ? 'window' : key} ${setting[key]}`);
   if (exactRanges !== '') departures.push(`exact ${exactRanges}`);
   return {
-    label: [isPaper ? 'kvtc' : profile.codec, ratioName, ...departures].join(' '),
+    label: [name, ratioName, ...departures].join(' '),
+    series: [name, ...departures].join(' '),
     ratio: options.step === undefined && keyRatio === valueRatio ? keyRatio : null,
     settings: {
       profile: profile.id,

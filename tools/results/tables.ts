@@ -2,11 +2,15 @@
 // ours. Does not know: how anything was measured, where files lie.
 
 import type { Evaluation } from '../../src/evaluation/evaluate.ts';
-import { comparison, isPlainKvtc } from '../../src/evaluation/report/rate-charts.ts';
+import { equalQuality, equalRatioText } from '../../src/evaluation/equal-quality.ts';
+import { isPlainKvtc } from '../../src/evaluation/report/rate-charts.ts';
+import { evaluatedProfiles, exactTokensText, seriesOf } from '../../src/evaluation/series.ts';
 import type { EvaluationRow } from '../../src/evaluation/summary.ts';
 import type { Comparison } from './compare.ts';
 import { openComparison } from './compare.ts';
+import { losesText } from './loses.ts';
 import type { Evidence, ModelResults, NamedResult, Oracle, OracleFigures } from './read.ts';
+import { markdown, nats, percent } from './words.ts';
 
 /** Shares of the width at which captured energy is told. */
 const ENERGY_SHARES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5];
@@ -39,7 +43,7 @@ function modelText(model: ModelResults, explanations: Readonly<Record<string, st
       const { tokens, ratio, prefillMs, restoreMs, restoreSpeedup, machine } = result;
       return `### Speed\n\n${tokens} tokens at ${ratio}x: prefill ${(prefillMs / 1000).toFixed(2)} s, restore ${(restoreMs.median / 1000).toFixed(3)} s, ${restoreSpeedup.toFixed(1)} times faster. ${machine.processor.trim()}, ${machine.threads} threads, llama.cpp ${machine.engine} (\`${file}\`).\n`;
     }),
-    losesText(evaluations),
+    losesText(evaluations.map(({ result }) => result)),
     deviationsText(compare, explanations),
   ];
   return [title, ...parts.filter((part) => part !== '')].join('\n');
@@ -62,7 +66,7 @@ function evaluationText(id: string, one: NamedResult<Evaluation>, oracle: Oracle
     markdown(
       ['', 'paper ratio', 'every byte', 'KL', 'copy KL', 'top-1', 'perplexity'],
       [
-        ...plain.map((row) => [row.treatment, ...cells(table, row, reference.rows[`${row.ratio}`]), perplexity(row)]),
+        ...plain.map((row) => [row.treatment, ...cells(table, row, oracleRow(row, reference)), perplexity(row)]),
         [
           'floor',
           '–',
@@ -75,6 +79,7 @@ function evaluationText(id: string, one: NamedResult<Evaluation>, oracle: Oracle
         ['exact', '1', '1', '0', '0', '100.0 %', floor.perplexityExact.toFixed(2)],
       ],
     ),
+    equalText(rows),
     byKind(plain),
     rivals.length === 0
       ? ''
@@ -87,6 +92,25 @@ function evaluationText(id: string, one: NamedResult<Evaluation>, oracle: Oracle
   ]
     .filter((part) => part !== '')
     .join('\n');
+}
+
+/** The oracle has figures of the published codec at its default settings alone. */
+function oracleRow(row: EvaluationRow, { rows }: Pick<Oracle, 'rows'>): OracleFigures | undefined {
+  return seriesOf(row) === 'kvtc' ? rows[`${row.ratio}`] : undefined;
+}
+
+function equalText(rows: readonly EvaluationRow[]): string {
+  const found = equalQuality(rows);
+  if (found.length === 0) return '';
+  const lines = found.map(({ series, against, paperRatio, effectiveRatio }) => [
+    against.treatment,
+    `${(against.paperRatio ?? 1).toFixed(1)}; ${(against.effectiveRatio ?? 1).toFixed(1)}`,
+    series,
+    equalRatioText(paperRatio),
+    equalRatioText(effectiveRatio),
+  ]);
+  const heading = ['no worse in KL and copy KL than', 'its ratios', 'codec', 'paper ratio', 'every byte'];
+  return `At equal loss, read off between measured ratios and never beyond them:\n\n${markdown(heading, lines)}`;
 }
 
 function figureCells(
@@ -193,51 +217,14 @@ function runText({ file, result }: NamedResult<Evaluation>): string {
   const kinds = new Map<string, number>();
   for (const { kind } of settings.documents) kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
   const documents = [...kinds].map(([kind, count]) => `${count} of ${kind}`).join(', ');
+  const used = evaluatedProfiles(result);
+  const profiles = used
+    .map(({ name, id }) => `profile ${used.length === 1 ? '' : `${name} `}\`${id.slice(0, 12)}\``)
+    .join(', ');
   return [
-    `${settings.documents.length} documents (${documents}) of ${settings.prefixTokens} + ${settings.continuationTokens} tokens, ${settings.sinks} sinks and window ${settings.window} exact; profile \`${settings.profileId.slice(0, 12)}\`, model \`${settings.modelFingerprint.slice(0, 12)}\`.`,
+    `${settings.documents.length} documents (${documents}) of ${settings.prefixTokens} + ${settings.continuationTokens} tokens, ${exactTokensText(result)}; ${profiles}, model \`${settings.modelFingerprint.slice(0, 12)}\`.`,
     `${machine.processor}, ${machine.threads} threads, llama.cpp ${machine.engine}, Node ${machine.node}; ${(elapsedMs / 60_000).toFixed(1)} minutes at commit \`${(commit ?? 'not recorded').slice(0, 12)}\`: \`${command ?? 'not recorded'}\` (\`${file}\`).\n`,
   ].join('\n');
-}
-
-/** Where the numbers speak against kvtc, computed from them. */
-function losesText(evaluations: ModelResults['evaluations']): string {
-  const lines = evaluations.flatMap(({ result: { rows, settings } }) => {
-    const weights = settings.weights === 'as-is' ? 'weights as published' : `weights in ${settings.weights}`;
-    const plain = rows.filter(isPlainKvtc);
-    const least = Math.min(...plain.map(({ effectiveRatio }) => effectiveRatio ?? Infinity));
-    const finest = plain.toSorted((a, b) => a.klNats - b.klNats)[0];
-    const closer = rows.filter((row) => !isPlainKvtc(row) && finest !== undefined && row.klNats < finest.klNats);
-    const lost = plain.flatMap((row) =>
-      Object.entries(row.tasks ?? {})
-        .filter(([, { exactCorrect, correct }]) => exactCorrect > 0 && correct < 0.95 * exactCorrect)
-        .map(([task, { exactCorrect, correct }]) => `${task} at ${row.ratio}x (${correct} of ${exactCorrect})`),
-    );
-    const weak = plain.filter((row) => row.copyKlNats > 3 * row.klNats).map((row) => `${row.ratio}x`);
-    const short = plain.at(-1);
-    return [
-      ...(['klNats', 'copyKlNats'] as const).flatMap((measure) => {
-        const { beating } = comparison(rows, measure);
-        const what = measure === 'klNats' ? 'prediction' : 'copying';
-        return beating.length === 0
-          ? []
-          : [`${beating.join(', ')}: smaller and closer in ${what} than some ratio of kvtc`];
-      }),
-      closer.length === 0 || finest === undefined
-        ? ''
-        : `${closer.map(({ treatment }) => treatment).join(', ')} ${closer.length === 1 ? 'is' : 'are'} closer to exact than any ratio measured (the closest, ${finest.ratio}x, is ${least.toFixed(2)} times smaller and costs ${nats(finest.klNats)})`,
-      weak.length === 0 ? '' : `copying suffers more than prediction at ${weak.join(', ')}: over three times the KL`,
-      lost.length === 0 ? '' : `answers are lost: ${lost.join(', ')}`,
-      short?.paperRatio !== null &&
-      short?.effectiveRatio !== null &&
-      short !== undefined &&
-      short.paperRatio > 2 * short.effectiveRatio
-        ? `at ${settings.prefixTokens} tokens the exact window eats most of the high ratios: ${short.ratio}x stores ${short.effectiveRatio.toFixed(1)} times less, not ${short.paperRatio.toFixed(1)}`
-        : '',
-    ]
-      .filter((line) => line !== '')
-      .map((line) => `* ${line} (${weights}).`);
-  });
-  return lines.length === 0 ? '' : `### Where kvtc loses\n\n${lines.join('\n')}\n`;
 }
 
 function deviationsText({ deviations }: Comparison, explanations: Readonly<Record<string, string>>): string {
@@ -247,18 +234,4 @@ function deviationsText({ deviations }: Comparison, explanations: Readonly<Recor
     return `* ${place.split('/').slice(1).join(', ')}: ${Number(ours.toPrecision(3))} against ${theirs}. ${why}`;
   });
   return `### Deviations from the reference\n\n${lines.join('\n')}\n`;
-}
-
-function markdown(heading: readonly string[], rows: readonly (readonly string[])[]): string {
-  const line = (cells: readonly string[]): string => `| ${cells.join(' | ')} |`;
-  const rule = heading.map((_, i) => (i === 0 ? '---' : '---:'));
-  return `${[line(heading), line(rule), ...rows.map(line)].join('\n')}\n`;
-}
-
-function nats(value: number): string {
-  return value !== 0 && Math.abs(value) < 0.001 ? value.toExponential(1) : value.toFixed(4);
-}
-
-function percent(share: number): string {
-  return `${(100 * share).toFixed(1)} %`;
 }

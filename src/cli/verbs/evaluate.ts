@@ -1,6 +1,8 @@
-// kvtc evaluate: what each ratio of a profile costs on a model and texts.
+// kvtc evaluate: what each ratio of profiles costs on a model and texts.
 
+import { equalQuality, equalRatioText } from '../../evaluation/equal-quality.ts';
 import type { Evaluation } from '../../evaluation/evaluate.ts';
+import { exactTokensText } from '../../evaluation/series.ts';
 import type { EvaluationRow } from '../../evaluation/summary.ts';
 import { formatDuration, formatPercent, formatRatio, formatSmall, table } from '../format.ts';
 import type { Verb } from '../verb.ts';
@@ -14,7 +16,16 @@ export const verb: Verb = {
     options: {
       profile: PROFILE_OPTION,
       text: TEXT_OPTION,
-      ratios: { value: 'LIST', fallback: 'all of the profile', help: 'ratios to measure' },
+      also: {
+        value: 'PROFILE',
+        many: true,
+        help: 'further profiles of the model, of either codec, on the same documents and prefixes',
+      },
+      ratios: {
+        value: 'LIST',
+        fallback: 'all of a profile',
+        help: 'ratios to measure; each profile takes those it serves',
+      },
       prefix: { value: 'N', fallback: '3072', help: 'tokens whose cache is compressed' },
       continuation: { value: 'N', fallback: '1024', help: 'tokens predicted after it' },
       documents: { value: 'N', fallback: '6', help: 'documents cut from the texts; 0 runs tasks alone' },
@@ -26,7 +37,8 @@ export const verb: Verb = {
         help: 'run an f32 or f16 copy of the weights, or the file itself',
       },
       sinks: { value: 'N', fallback: '4', help: 'oldest tokens kept exact' },
-      window: { value: 'N', fallback: '128', help: 'newest tokens kept exact' },
+      window: { value: 'N', fallback: '128', help: 'newest tokens treated with care' },
+      'window-mode': { value: 'exact|finer', help: 'of wtc: code the window finer (its default) or keep it exact' },
       report: {
         value: 'OUT.html',
         help: 'also write one page with charts; looks closely at the first document for it',
@@ -41,6 +53,8 @@ export const verb: Verb = {
       'Rivals: rows are quantisers, per-head PCA and eviction on the rows of the exact cache; native are the cache types',
       'of the engine, native-plain the same without the rotation that the engine puts before them.',
       'The floor is what the rounding of the engine itself does: differences below it are no differences.',
+      'paper counts as the paper does, without a window kept exact; effective counts every byte.',
+      'Beside a profile of the paper’s codec, others are also read off at its losses, between measured ratios.',
     ].join('\n'),
   },
   async run(args, context) {
@@ -50,6 +64,8 @@ export const verb: Verb = {
     const { readTextFiles } = await import('../../models/text-files.ts');
     const options = {
       profilePath: args.text('profile') ?? '',
+      alsoProfilePaths: args.texts('also'),
+      windowMode: args.choice('window-mode', ['exact', 'finer']),
       ratios: args.positives('ratios'),
       prefixTokens: args.integer('prefix', 2),
       continuationTokens: args.integer('continuation', 2),
@@ -83,7 +99,8 @@ export const verb: Verb = {
 };
 
 /** The table of an evaluation, with what it was measured on. */
-export function evaluationText({ rows, floor, settings, machine, elapsedMs }: Evaluation): string {
+export function evaluationText(evaluation: Evaluation): string {
+  const { rows, floor, settings, machine, elapsedMs } = evaluation;
   const line = (row: EvaluationRow, name: string): string[] => [
     name,
     row.paperRatio === null ? '-' : formatRatio(row.paperRatio),
@@ -112,17 +129,33 @@ export function evaluationText({ rows, floor, settings, machine, elapsedMs }: Ev
   for (const { kind } of settings.documents) kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
   const documents = [...kinds].map(([kind, count]) => `${count} of ${kind}`).join(', ');
   return [
-    `${settings.model}, weights ${settings.weights}, ${settings.prefixTokens} + ${settings.continuationTokens} tokens, ` +
-      `${settings.sinks} sinks and window ${settings.window} exact`,
+    `${settings.model}, weights ${settings.weights}, ${settings.prefixTokens} + ${settings.continuationTokens} tokens`,
+    exactTokensText(evaluation),
     `documents: ${documents}`,
     '',
     table(
-      [...rows.map((row) => line(row, row.ratio === null ? row.treatment : `${row.ratio}x`)), line(floor, 'floor')],
+      [...rows.map((row) => line(row, row.treatment)), line(floor, 'floor')],
       ['left', ...heading.slice(1).map(() => 'right' as const)],
       heading,
     ),
+    ...equalQualityText(evaluation),
     ...evaluationTasksText([...rows, floor]),
     '',
     `${machine.processor}, ${machine.threads} threads, llama.cpp ${machine.engine}, in ${formatDuration(elapsedMs)}`,
   ].join('\n');
+}
+
+function equalQualityText({ rows }: Evaluation): string[] {
+  const found = equalQuality(rows);
+  if (found.length === 0) return [];
+  const both = (paper: string, effective: string): string => `${paper}, effective ${effective}`;
+  return [
+    '',
+    'no worse in KL and copy KL than',
+    ...found.map(({ series, against, paperRatio, effectiveRatio }) => {
+      const { paperRatio: ofPaper, effectiveRatio: everyByte } = against;
+      const given = both(formatRatio(ofPaper ?? 1), formatRatio(everyByte ?? 1));
+      return `  ${against.treatment} (${given}): ${series} at ${both(equalRatioText(paperRatio), equalRatioText(effectiveRatio))}`;
+    }),
+  ];
 }

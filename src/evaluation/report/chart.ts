@@ -19,6 +19,8 @@ export const PAPER = 'var(--paper)';
 export const KEY_COLOUR = 'var(--key)';
 export const VALUE_COLOUR = 'var(--value)';
 export const RIVAL_COLOUR = 'var(--rival)';
+/** Of lines side by side. */
+export const SERIES_COLOURS = [KEY_COLOUR, VALUE_COLOUR, 'var(--third)', 'var(--fourth)'];
 /** From little to much. */
 export const HEAT = Array.from({ length: 7 }, (_, i) => `var(--heat-${i})`);
 

@@ -5,13 +5,13 @@ export const PAGE_STYLE = `
 :root {
   color-scheme: light dark;
   --paper: #fdfdfb; --ink: #1d2329; --soft: #5a636d; --faint: #c3c8cd; --rule: #e3e5e4; --band: rgb(120 130 140 / .16);
-  --key: #1b62b5; --value: #c2570c; --rival: #6f7782; --bad: #a4262c;
+  --key: #1b62b5; --value: #c2570c; --third: #2d7a4b; --fourth: #8a4fb0; --rival: #6f7782; --bad: #a4262c;
   --heat-0: #eef3f8; --heat-1: #cfdfee; --heat-2: #a6c5e1; --heat-3: #74a5d0; --heat-4: #447fb8; --heat-5: #235a94; --heat-6: #0e3564;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14181c; --ink: #e4e7e9; --soft: #a0a9b2; --faint: #4b545d; --rule: #2a3138; --band: rgb(170 180 190 / .16);
-    --key: #6fb1ff; --value: #ff9d57; --rival: #98a2ad; --bad: #ff8a8a;
+    --key: #6fb1ff; --value: #ff9d57; --third: #6fcf97; --fourth: #cfa3ee; --rival: #98a2ad; --bad: #ff8a8a;
     --heat-0: #1c2733; --heat-1: #20384f; --heat-2: #25527a; --heat-3: #2f72a8; --heat-4: #5097cf; --heat-5: #87bfe8; --heat-6: #d0e8fa;
   }
 }

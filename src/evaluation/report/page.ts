@@ -5,6 +5,7 @@ import { replaceFile, writeFully } from '../../base/atomic-file.ts';
 import type { Ablation } from '../ablation/ablate.ts';
 import type { Evaluation } from '../evaluate.ts';
 import { ablationSection } from './ablation-section.ts';
+import { evaluatedProfiles, exactTokensText } from '../series.ts';
 import { escapeHtml, factsHtml } from './html.ts';
 import { PAGE_STYLE } from './page-style.ts';
 import { taskSection } from './task-section.ts';
@@ -62,9 +63,12 @@ function runSection({ evaluation, date }: ReportInput): string {
     ['took', `${minutes} min ${Math.round((elapsedMs - 60_000 * minutes) / 1000)} s`],
     ['model', settings.model],
     ['model fingerprint', settings.modelFingerprint],
-    ['profile', settings.profileId],
+    ...evaluatedProfiles(evaluation).map(({ name, id, codec }): [string, string] => [
+      `profile ${name}`,
+      `${id}, ${codec}`,
+    ]),
     ['weights', settings.weights],
-    ['exact tokens', `${settings.sinks} sinks, window ${settings.window}`],
+    ['exact tokens', exactTokensText(evaluation)],
     ['documents', [...kinds].map(([kind, found]) => `${found} of ${kind}`).join(', ') || 'none'],
     [
       'looked at closely',

@@ -1,6 +1,7 @@
-// Rate against loss: KVTC as a line over its ratios, rivals as points, the engine's own noise as a band; and the
-// sentences that sum it up. Does not know: profiles, rows, how the page is laid out.
+// Rate against loss: a line over its ratios for every codec of ours, rivals as points, the engine's own noise as a band;
+// and the sentences that sum it up. Does not know: profiles, rows, how the page is laid out.
 
+import { isPaperSeries, seriesNames, seriesOf } from '../series.ts';
 import type { EvaluationRow } from '../summary.ts';
 import type { Figure } from './chart.ts';
 import {
@@ -9,10 +10,10 @@ import {
   CHART_WIDTH,
   FONT_SIZE,
   INK,
-  KEY_COLOUR,
   PAPER,
   Plot,
   RIVAL_COLOUR,
+  SERIES_COLOURS,
   decades,
   drawChart,
   octaves,
@@ -34,9 +35,9 @@ const RATE_NAMES: Readonly<Record<Rate, string>> = {
   paperRatio: "times smaller, by the paper's count",
 };
 
-/** A KVTC row at default settings: `kvtc 16x`. Such rows make the line. */
+/** A row of a codec of ours over its ratios. Such rows make lines. */
 export function isPlainKvtc(row: EvaluationRow): boolean {
-  return /^kvtc [\d.]+x$/u.test(row.treatment);
+  return seriesOf(row) !== null;
 }
 
 /** Rows that were compressed and measured, with what is drawn of them. */
@@ -98,9 +99,11 @@ export function rateChart(
       tooltip: ({ row }) => `${row[measure].toPrecision(3)} nats`,
     },
   );
+  const names = seriesNames(points.map(({ row }) => row));
+  const legend = names.length < 2 ? [] : names.map((label, i) => ({ label, colour: seriesColour(i) }));
   const title = `${measure === 'klNats' ? 'Prediction' : 'Copying'}, ${rate === 'effectiveRatio' ? 'every byte counted' : "by the paper's count"}`;
-  const caption = `Down is better, right is better. ${rate === 'effectiveRatio' ? 'Window, scales and headers are counted.' : 'The window of exact tokens is left out.'}`;
-  return { id, title, svg, caption };
+  const caption = `Down is better, right is better. ${rate === 'effectiveRatio' ? 'Window, scales and headers are counted.' : 'A window of exact tokens is left out.'}`;
+  return { id, title, svg, caption, legend };
 }
 
 /** Share of a task's questions that are still answered, against size. Null when the exact cache answers none. */
@@ -121,8 +124,10 @@ export function taskChart(task: string, rows: readonly EvaluationRow[]): Figure 
     },
   );
   const figures = points[0]?.row.tasks?.[task];
+  const names = seriesNames(points.map(({ row }) => row));
+  const legend = names.length < 2 ? [] : names.map((label, i) => ({ label, colour: seriesColour(i) }));
   const caption = `Of the ${figures?.exactCorrect} of ${figures?.questions} questions that the exact cache answers. Up is better, right is better.`;
-  return { id: `task-${task}`, title: `Task: ${task}`, svg, caption };
+  return { id: `task-${task}`, title: `Task: ${task}`, svg, caption, legend };
 }
 
 interface RateDrawing {
@@ -136,14 +141,22 @@ interface RateDrawing {
   readonly tooltip: (point: RatePoint) => string;
 }
 
-/** KVTC's ratios as a line, everything else as points, each with its name where there is room. */
+function seriesColour(index: number): string {
+  return SERIES_COLOURS[index % SERIES_COLOURS.length] ?? INK;
+}
+
+/** A line for every series, everything else as points, each with its name where there is room. */
 function drawRate(points: readonly RatePoint[], drawing: RateDrawing): string {
   const { xDomain, yShare } = drawing;
   const place = ({ ratio, value }: RatePoint): { x: number; y: number } => ({
     x: FRAME.left + (FRAME.right - FRAME.left) * logShare(ratio, xDomain),
     y: FRAME.bottom - (FRAME.bottom - FRAME.top) * yShare(value),
   });
-  const line = points.filter(({ row }) => isPlainKvtc(row)).toSorted((a, b) => a.ratio - b.ratio);
+  const names = seriesNames(points.map(({ row }) => row));
+  const lines = names.map((name) =>
+    points.filter(({ row }) => seriesOf(row) === name).toSorted((a, b) => a.ratio - b.ratio),
+  );
+  const line = lines.flat();
   const others = points.filter(({ row }) => !isPlainKvtc(row));
   const labels = placeLabels(
     [...line, ...others].map((point) => ({
@@ -151,7 +164,7 @@ function drawRate(points: readonly RatePoint[], drawing: RateDrawing): string {
       label: isPlainKvtc(point.row) ? `${point.row.ratio}x` : point.row.treatment.replace(/ on rows$|^kvtc /u, ''),
     })),
     FRAME,
-    alongLine(line.map(place)),
+    lines.flatMap((one) => alongLine(one.map(place))),
     FONT_SIZE - 1,
   );
   return drawChart(drawing.label, {
@@ -170,12 +183,15 @@ function drawRate(points: readonly RatePoint[], drawing: RateDrawing): string {
     y: { ...drawing.y, grid: true },
     marks: [
       ...drawing.under,
-      Plot.line(line, { x: 'ratio', y: 'value', stroke: KEY_COLOUR, strokeWidth: 2 }),
+      ...lines.map((one, i) => Plot.line(one, { x: 'ratio', y: 'value', stroke: seriesColour(i), strokeWidth: 2 })),
       Plot.dot([...others, ...line], {
         x: 'ratio',
         y: 'value',
         r: 4,
-        fill: ({ row }: RatePoint) => (isPlainKvtc(row) ? KEY_COLOUR : RIVAL_COLOUR),
+        fill: ({ row }: RatePoint) => {
+          const index = names.indexOf(seriesOf(row) ?? '');
+          return index < 0 ? RIVAL_COLOUR : seriesColour(index);
+        },
         stroke: PAPER,
         title: (point: RatePoint) =>
           `${point.row.treatment}: ${point.ratio.toFixed(2)} times smaller, ${drawing.tooltip(point)}`,
@@ -222,7 +238,7 @@ export function comparison(
   measure: Measure,
 ): { readonly beaten: readonly string[]; readonly beating: readonly string[]; readonly apart: readonly string[] } {
   const kvtc = rows.filter(isPlainKvtc);
-  const rivals = rows.filter((row) => !row.treatment.startsWith('kvtc') && row.effectiveRatio !== null);
+  const rivals = rows.filter((row) => !/^(kvtc|wtc)\b/u.test(row.treatment) && row.effectiveRatio !== null);
   const dominates = (a: EvaluationRow, b: EvaluationRow): boolean =>
     (a.effectiveRatio ?? 0) >= (b.effectiveRatio ?? 0) && a[measure] <= b[measure];
   const beaten = rivals.filter((rival) => kvtc.some((row) => dominates(row, rival)));
@@ -232,8 +248,10 @@ export function comparison(
   return { beaten: names(beaten), beating: names(beating), apart: names(apart) };
 }
 
-/** The plain KVTC row nearest the paper's 16x, or the first row. */
+/** The row nearest the paper's 16x, of the published codec where it was measured; else the first row. */
 export function mainRow(rows: readonly EvaluationRow[]): EvaluationRow | undefined {
   const distance = (row: EvaluationRow): number => Math.abs(Math.log2((row.ratio ?? 1) / 16));
-  return rows.filter(isPlainKvtc).toSorted((a, b) => distance(a) - distance(b))[0] ?? rows[0];
+  const [series] = seriesNames(rows).toSorted((a, b) => Number(isPaperSeries(b)) - Number(isPaperSeries(a)));
+  const own = rows.filter((row) => series !== undefined && seriesOf(row) === series);
+  return own.toSorted((a, b) => distance(a) - distance(b))[0] ?? rows[0];
 }

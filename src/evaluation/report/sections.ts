@@ -3,7 +3,9 @@
 
 import { STREAMS } from '../../base/geometry.ts';
 import type { CloseUp } from '../close-up.ts';
+import { equalQuality, equalRatioText } from '../equal-quality.ts';
 import type { Evaluation } from '../evaluate.ts';
+import { seriesNames, seriesOf } from '../series.ts';
 import type { EvaluationRow, OutputFigures } from '../summary.ts';
 import { shortNumber, wholeNumber } from './chart.ts';
 import { breakEvenTokens, bytesChart, bytesOf, timesChart } from './cost-charts.ts';
@@ -12,7 +14,7 @@ import { chartsHtml, detailsHtml, escapeHtml, sectionHtml, tableHtml } from './h
 import type { PlannedCloseUp } from './profile-charts.ts';
 import { componentsFor, energyChart, planChart, planCounts, spectrumChart } from './profile-charts.ts';
 import type { Measure } from './rate-charts.ts';
-import { comparison, isPlainKvtc, mainRow, rateChart } from './rate-charts.ts';
+import { comparison, mainRow, rateChart } from './rate-charts.ts';
 import { list, nats, percent, seconds, times } from './words.ts';
 
 const STREAM_NAMES = { key: 'keys', value: 'values' } as const;
@@ -38,8 +40,31 @@ export function rateSection({ rows, floor, settings }: Evaluation): string {
     'quality',
     title,
     text,
-    charts + rivalsHtml(rows) + rowsTable(rows, floor) + kindsTable(rows, floor),
+    charts + equalHtml(rows) + rivalsHtml(rows) + rowsTable(rows, floor) + kindsTable(rows, floor),
   );
+}
+
+/** What other codecs reach at the losses of the published one. */
+function equalHtml(rows: readonly EvaluationRow[]): string {
+  const found = equalQuality(rows);
+  if (found.length === 0) return '';
+  const heading = [
+    'no worse in KL and copy KL than',
+    'paper ratio',
+    'every byte',
+    'codec',
+    'paper ratio',
+    'every byte',
+  ];
+  const lines = found.map(({ series, against, paperRatio, effectiveRatio }) => [
+    against.treatment,
+    times(against.paperRatio),
+    times(against.effectiveRatio),
+    series,
+    equalRatioText(paperRatio),
+    equalRatioText(effectiveRatio),
+  ]);
+  return `<h3>At equal loss, read off between measured ratios</h3>${tableHtml(heading, lines)}`;
 }
 
 /** Who beats whom on size and loss at once, in words: also where kvtc loses. */
@@ -293,15 +318,16 @@ function evenText(even: number | null, exactTokens: number): string {
 
 /** A sentence on the whole, for the head of the page. */
 export function leadText({ rows, floor, closeUp }: Evaluation): string {
-  const plain = rows.filter(isPlainKvtc).filter(({ effectiveRatio }) => effectiveRatio !== null);
-  const best = plain.at(0);
-  const smallest = plain.at(-1);
   const last = closeUp?.times.restore.at(-1);
   const prefill = closeUp?.times.prefill.at(-1);
   const sentences = [
-    best === undefined || smallest === undefined
-      ? ''
-      : `From ${times(best.effectiveRatio)} to ${times(smallest.effectiveRatio)} times smaller with every byte counted, for ${nats(best.klNats)} to ${nats(smallest.klNats)} nats a token.`,
+    ...seriesNames(rows).map((name, _, names) => {
+      const own = rows.filter((row) => seriesOf(row) === name && row.effectiveRatio !== null);
+      const [best, smallest] = [own.at(0), own.at(-1)];
+      if (best === undefined || smallest === undefined) return '';
+      const range = `rom ${times(best.effectiveRatio)} to ${times(smallest.effectiveRatio)} times smaller with every byte counted, for ${nats(best.klNats)} to ${nats(smallest.klNats)} nats a token.`;
+      return names.length === 1 ? `F${range}` : `${name}: f${range}`;
+    }),
     floor.klNats > 0 ? `The engine's own rounding costs ${nats(floor.klNats)}; differences below that are none.` : '',
     last === undefined || prefill === undefined
       ? ''

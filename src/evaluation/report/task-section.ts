@@ -64,7 +64,7 @@ function titleOf(rows: readonly EvaluationRow[], tasks: readonly string[]): stri
     .toSorted((a, b) => (b.effectiveRatio ?? 0) - (a.effectiveRatio ?? 0))[0];
   return best === undefined
     ? 'Every ratio loses some answers'
-    : `Up to ${best.ratio}x no answer is lost on ${tasks.length === 1 ? list(tasks) : `${tasks.length} tasks`}`;
+    : `Up to ${best.treatment} no answer is lost on ${tasks.length === 1 ? list(tasks) : `${tasks.length} tasks`}`;
 }
 
 function tasksTable(rows: readonly EvaluationRow[]): string {

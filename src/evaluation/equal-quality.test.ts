@@ -1,0 +1,125 @@
+// Series of rows, and what one codec reaches at another's losses.
+
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { equalQuality, equalRatioText, ratioWithin } from './equal-quality.ts';
+import type { Evaluation } from './evaluate.ts';
+import { exactTokensText, seriesNames, seriesOf } from './series.ts';
+import type { EvaluationRow } from './summary.ts';
+
+function row(
+  treatment: string,
+  paperRatio: number,
+  klNats: number,
+  copyKlNats: number,
+  series?: string,
+): EvaluationRow {
+  const ratio = Number(/([\d.]+)x/u.exec(treatment)?.[1] ?? NaN);
+  const effectiveRatio = paperRatio / 2;
+  return {
+    treatment,
+    ratio,
+    paperRatio,
+    effectiveRatio,
+    klNats,
+    copyKlNats,
+    ...(series ? { series } : {}),
+  } as EvaluationRow;
+}
+
+describe('ratioWithin', () => {
+  const points = [
+    { ratio: 40, loss: 0.01 },
+    { ratio: 10, loss: 0.0001 },
+    { ratio: 20, loss: 0.001 },
+  ];
+
+  it('reads between two measured points on a log-log line', () => {
+    assert.deepEqual(ratioWithin(points, 0.001), { relation: 'equal', ratio: 20 });
+    const between = ratioWithin(points, Math.sqrt(0.001 * 0.01));
+    assert.equal(between.relation, 'equal');
+    assert.ok(Math.abs(between.ratio - Math.sqrt(20 * 40)) < 1e-9);
+  });
+
+  it('says bounds instead of going beyond the measured points', () => {
+    assert.deepEqual(ratioWithin(points, 0.5), { relation: 'atLeast', ratio: 40 });
+    assert.deepEqual(ratioWithin(points, 0.00001), { relation: 'below', ratio: 10 });
+    assert.deepEqual(ratioWithin(points, NaN), { relation: 'below', ratio: 10 });
+    assert.deepEqual(
+      ['equal', 'atLeast', 'below'].map((relation) => equalRatioText({ relation: relation as 'equal', ratio: 39.16 })),
+      ['39.2', '> 39.2', '< 39.2'],
+    );
+  });
+
+  it('takes the first crossing of a curve that falls again, and a loss of nothing for little', () => {
+    const bent = [...points, { ratio: 30, loss: 0.05 }];
+    assert.ok(ratioWithin(bent, 0.01).ratio < 30);
+    assert.ok(ratioWithin([{ ratio: 1, loss: 0 }, ...points], 0.00005).ratio > 1);
+  });
+});
+
+describe('equalQuality', () => {
+  const paper = [row('kvtc 8x', 9, 0.003, 0.015), row('kvtc 16x', 18, 0.01, 0.05), row('kvtc 64x', 65, 0.2, 2)];
+  const wtc = [8, 16, 32, 64].map((ratio) => row(`wtc ${ratio}x`, ratio, 0.0001 * ratio, 0.0009 * ratio, 'wtc'));
+  const alone = [row('kvtc 16x sinks 0', 19, 0.5, 0.5), row('q4_0', 3, 0.1, 0.1)];
+
+  it('gives the ratio at which the worse of both losses is no worse', () => {
+    const found = equalQuality([...paper, ...wtc, ...alone]);
+    assert.deepEqual(
+      found.map(({ series, against, paperRatio }) => [series, against.treatment, paperRatio.relation]),
+      [
+        ['wtc', 'kvtc 8x', 'equal'],
+        ['wtc', 'kvtc 16x', 'equal'],
+        ['wtc', 'kvtc 64x', 'atLeast'],
+      ],
+    );
+    // Copying is the tighter: 0.015 / 0.0009 and 0.05 / 0.0009, where prediction would allow 30 and 100.
+    const [first, second, third] = found.map(({ paperRatio }) => paperRatio.ratio);
+    assert.ok(Math.abs((first ?? 0) - 0.015 / 0.0009) < 1e-9);
+    assert.ok(Math.abs((second ?? 0) - 0.05 / 0.0009) < 1e-9);
+    assert.equal(third, 64);
+    assert.ok(Math.abs((found[1]?.effectiveRatio.ratio ?? 0) - 0.05 / 0.0009 / 2) < 1e-9);
+  });
+
+  it('is below all measured ratios when one loss is never reached', () => {
+    const bad = wtc.map((one) => ({ ...one, copyKlNats: 1 }));
+    assert.deepEqual(equalQuality([...paper.slice(0, 1), ...bad])[0]?.paperRatio, { relation: 'below', ratio: 8 });
+  });
+
+  it('is empty without the published codec or without another', () => {
+    assert.deepEqual(equalQuality(wtc), []);
+    assert.deepEqual(equalQuality([...paper, ...alone]), []);
+  });
+});
+
+describe('series', () => {
+  it('are told by the rows, and by names in results of earlier versions', () => {
+    const name = (treatment: string): string | null => seriesOf({ treatment });
+    assert.deepEqual(
+      ['kvtc 16x', 'wtc 16x', 'wtc 64x window exact', 'kvtc 16x sinks 0', 'floor', 'per-head PCA 6x'].map(name),
+      ['kvtc', 'wtc', 'wtc window exact', null, null, null],
+    );
+    assert.deepEqual(seriesNames([row('a', 1, 1, 1, 'x'), row('b', 1, 1, 1), row('c', 1, 1, 1, 'x')]), ['x']);
+  });
+
+  it('say what the window gets', () => {
+    const settings = { profileId: 'p', sinks: 4, window: 128 } as Evaluation['settings'];
+    const one = { id: 'p', ratios: [] };
+    const kvtc = { ...one, name: 'kvtc', codec: 'kvtc-paper', windowMode: 'exact' } as const;
+    const wtc = { ...one, name: 'wtc', codec: 'wtc', windowMode: 'finer' } as const;
+    assert.deepEqual(
+      [
+        settings,
+        { ...settings, profiles: [wtc] },
+        { ...settings, profiles: [kvtc, wtc] },
+        { ...settings, window: 0 },
+      ].map((given) => exactTokensText({ settings: given })),
+      [
+        '4 sinks and window of 128 exact',
+        '4 sinks exact, window of 128 coded finer',
+        '4 sinks exact, window of 128 exact (kvtc), coded finer (wtc)',
+        '4 sinks exact, no window',
+      ],
+    );
+  });
+});

@@ -1,0 +1,51 @@
+// Which rows of an evaluation belong together: a codec's settings over its ratios make a series, all else stands alone.
+// Reads results of earlier versions too. Does not know: how rows are measured or shown.
+
+import type { Evaluation } from './evaluate.ts';
+import type { EvaluationRow } from './summary.ts';
+
+/** Rows as they were named before they said their series. */
+const EARLIER_SERIES = /^(kvtc|wtc) [\d.]+x( window exact)?$/u;
+
+/** The row's series, null for rivals, ablations and other rows that stand alone. */
+export function seriesOf(row: Pick<EvaluationRow, 'treatment' | 'series'>): string | null {
+  if (row.series !== undefined) return row.series;
+  const [, codec, window = ''] = EARLIER_SERIES.exec(row.treatment) ?? [];
+  return codec === undefined ? null : codec + window;
+}
+
+/** All series in the order of their first rows. */
+export function seriesNames(rows: readonly EvaluationRow[]): string[] {
+  return [...new Set(rows.map(seriesOf).filter((name) => name !== null))];
+}
+
+/** The published codec's rows, which others are held against. */
+export function isPaperSeries(name: string): boolean {
+  return /^kvtc\b/u.test(name);
+}
+
+/** What was judged: rows of earlier versions are all of one profile of the published codec, or say so. */
+export function evaluatedProfiles({
+  settings,
+}: Pick<Evaluation, 'settings'>): NonNullable<Evaluation['settings']['profiles']> {
+  return (
+    settings.profiles ?? [
+      { name: 'kvtc', id: settings.profileId, codec: 'kvtc-paper', windowMode: 'exact', ratios: [] },
+    ]
+  );
+}
+
+/** `4 sinks exact; window 128: exact (kvtc), finer (wtc)`. */
+export function exactTokensText(evaluation: Pick<Evaluation, 'settings'>): string {
+  const { sinks, window } = evaluation.settings;
+  const profiles = evaluatedProfiles(evaluation);
+  const modes = [...new Set(profiles.map(({ windowMode }) => windowMode))];
+  if (window === 0) return `${sinks} sinks exact, no window`;
+  if (modes.length === 1) {
+    return modes[0] === 'exact'
+      ? `${sinks} sinks and window of ${window} exact`
+      : `${sinks} sinks exact, window of ${window} coded finer`;
+  }
+  const each = profiles.map(({ name, windowMode }) => `${windowMode === 'exact' ? 'exact' : 'coded finer'} (${name})`);
+  return `${sinks} sinks exact, window of ${window} ${each.join(', ')}`;
+}

@@ -1,0 +1,15 @@
+// Numbers and tables of docs/results.md as Markdown. Does not know: what they are of.
+
+export function markdown(heading: readonly string[], rows: readonly (readonly string[])[]): string {
+  const line = (cells: readonly string[]): string => `| ${cells.join(' | ')} |`;
+  const rule = heading.map((_, i) => (i === 0 ? '---' : '---:'));
+  return `${[line(heading), line(rule), ...rows.map(line)].join('\n')}\n`;
+}
+
+export function nats(value: number): string {
+  return value !== 0 && Math.abs(value) < 0.001 ? value.toExponential(1) : value.toFixed(4);
+}
+
+export function percent(share: number): string {
+  return `${(100 * share).toFixed(1)} %`;
+}
