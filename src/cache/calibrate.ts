@@ -12,6 +12,7 @@ import { CALIBRATION_DEFAULTS, calibrateDocuments } from '../calibration/calibra
 import type { DocumentRows } from '../calibration/collect.ts';
 import type { TextGroup } from '../calibration/sample.ts';
 import { sampleDocuments } from '../calibration/sample.ts';
+import { readMeasuredMoments } from '../calibration/measured-moments.ts';
 import { readSensitivity } from '../calibration/sensitivity-file.ts';
 import type { LlamaContext, LlamaModel } from '../engines/llama/session.ts';
 import { openModel } from '../engines/llama/session.ts';
@@ -21,6 +22,9 @@ import { openGgmlBackend } from '../linalg/ggml/backend.ts';
 
 /** 20 000 tokens fit a first profile in minutes; 100 000 and more lower the KL further (docs/results.md). */
 const SAMPLE_DEFAULTS = { tokens: 20_000, documentTokens: 2048 } as const;
+
+/** Added to the seed beside moments measured elsewhere: with the same seed their documents might be the sample's. */
+const OTHER_SEED = 1_000_003;
 
 export interface CalibrateModelOptions extends RunOptions {
   /** GGUF file. */
@@ -38,6 +42,8 @@ export interface CalibrateModelOptions extends RunOptions {
   readonly sensitivity?: string | undefined;
   /** wtc: how far predicted importances of tokens move their steps (default 0.3; 0 for not at all). */
   readonly exponent?: number | undefined;
+  /** A moments file of this model (docs/format/sensitivity.md): the texts are then only held out. */
+  readonly moments?: string | undefined;
   readonly rank?: number | undefined;
   readonly ratios?: readonly number[] | undefined;
   readonly seed?: number | undefined;
@@ -52,6 +58,7 @@ export interface CalibrateModelOptions extends RunOptions {
 }
 
 export interface ModelCalibration extends CalibrationResult {
+  /** Of the documents that the moments come from and, unless these were measured elsewhere, the held-out ones. */
   readonly tokens: number;
   readonly documents: number;
   /** The engine's own time within `elapsedMs.collect`. */
@@ -63,14 +70,13 @@ export interface ModelCalibration extends CalibrationResult {
  * untouched. Interrupted runs resume when called again with the same texts and settings.
  * Events: phases `moments`, `held-out`, `basis`, `plan`.
  * Throws KVTC_CALIBRATION_TEXT_SHORT, KVTC_OPTION_INVALID, KVTC_SENSITIVITY_MALFORMED, KVTC_MODEL_UNSUPPORTED, KVTC_ENGINE_*, KVTC_ROWS_NOT_FINITE,
- * KVTC_MOMENTS_MISMATCH, KVTC_WRITE_FAILED, KVTC_ABORTED. Source: paper §3.1-3.2, B.1.
+ * KVTC_MOMENTS_*, KVTC_MODEL_MISMATCH, KVTC_WRITE_FAILED, KVTC_ABORTED. Source: paper §3.1-3.2, B.1.
  */
 export async function calibrate(options: CalibrateModelOptions): Promise<ModelCalibration> {
   const { signal, onEvent } = options;
   const tokens = options.tokens ?? SAMPLE_DEFAULTS.tokens;
   const documentTokens = options.documentTokens ?? SAMPLE_DEFAULTS.documentTokens;
   const seed = options.seed ?? CALIBRATION_DEFAULTS.seed;
-  const sinks = options.sinks ?? CALIBRATION_DEFAULTS.sinks;
   for (const [name, value, least] of [
     ['tokens', tokens, 512],
     ['documentTokens', documentTokens, 128],
@@ -92,15 +98,18 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
   try {
     const sensitivity =
       options.sensitivity === undefined ? undefined : await readSensitivity(options.sensitivity, model.identity);
+    const moments =
+      options.moments === undefined ? undefined : await readMeasuredMoments(options.moments, model.identity);
+    const sinks = options.sinks ?? moments?.sinks ?? CALIBRATION_DEFAULTS.sinks;
     const documents = sampleDocuments(options.texts, {
       tokens,
       documentTokens,
-      seed,
+      seed: moments === undefined ? seed : seed + OTHER_SEED,
       tokenize: (text) => model.tokenize(text, { addSpecial: false }),
     });
     throwIfAborted(signal);
     const found = documents.reduce((sum, document) => sum + document.tokens.length, 0);
-    if (found < tokens)
+    if (found < tokens && moments === undefined)
       onEvent?.({ type: 'warning', message: `the texts give ${found} of the ${tokens} tokens asked for` });
     const contextTokens = Math.max(documentTokens, sensitivity?.importance?.documentTokens ?? 0);
     const context = await model.createContext({ contextTokens, batchTokens: documentTokens });
@@ -109,6 +118,7 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
       const result = await calibrateDocuments({
         model: model.identity,
         documents,
+        moments,
         rows: async (document, run) => {
           const startedMs = performance.now();
           context.clear();
@@ -134,7 +144,9 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
         signal,
         onEvent,
       });
-      return { ...result, tokens: found, documents: documents.length, prefillMs };
+      const used = moments?.documents ?? documents;
+      const usedTokens = used.reduce((sum, document) => sum + document.tokens.length, 0);
+      return { ...result, tokens: usedTokens, documents: used.length, prefillMs };
     } finally {
       context.close();
     }

@@ -19,7 +19,8 @@ import type { PlannedStream } from './fit-paper.ts';
 import { fitPaperStream } from './fit-paper.ts';
 import { fitWtc } from './fit-wtc.ts';
 import type { HeldOutRows } from './held-out.ts';
-import { collectHeldOut, splitDocuments } from './held-out.ts';
+import { collectHeldOut, splitDocuments, unseenDocuments } from './held-out.ts';
+import type { MeasuredMoments } from './measured-moments.ts';
 import type { TokenDocument } from './sample.ts';
 import type { Sensitivity } from './sensitivity-file.ts';
 
@@ -34,6 +35,8 @@ export const CALIBRATION_DEFAULTS = {
 export interface CalibrateOptions extends RunOptions {
   readonly model: ModelIdentity;
   readonly documents: readonly TokenDocument[];
+  /** Moments measured elsewhere: nothing is collected then, and documents not among theirs are held out. */
+  readonly moments?: MeasuredMoments | undefined;
   readonly rows: RowSource;
   readonly backend: Backend;
   /** The profile to write. */
@@ -80,10 +83,11 @@ export interface CalibrationResult {
 }
 
 /**
- * Learns a profile and writes it. One in twelve documents is held out and plans the bits; the others make the moments.
+ * Learns a profile and writes it. One in twelve documents is held out and plans the bits; the others make the moments,
+ * unless these were measured elsewhere.
  * Interrupted runs resume from the work directory. Same documents, settings and backend → same bytes.
  * Throws KVTC_CALIBRATION_TEXT_SHORT when fewer than two documents or 256 rows are there, KVTC_ROWS_NOT_FINITE,
- * KVTC_MOMENTS_MISMATCH for a foreign work directory, KVTC_OPTION_INVALID, KVTC_WRITE_FAILED, KVTC_ABORTED.
+ * KVTC_MOMENTS_MISMATCH for a foreign work directory or moments with other sinks, KVTC_OPTION_INVALID, KVTC_WRITE_FAILED, KVTC_ABORTED.
  */
 export async function calibrateDocuments(options: CalibrateOptions): Promise<CalibrationResult> {
   const { model, documents, backend, output, signal, onEvent } = options;
@@ -91,25 +95,30 @@ export async function calibrateDocuments(options: CalibrateOptions): Promise<Cal
     rank: options.rank ?? CALIBRATION_DEFAULTS.rank,
     ratios: [...(options.ratios ?? CALIBRATION_DEFAULTS.ratios)].toSorted((a, b) => a - b),
     seed: options.seed ?? CALIBRATION_DEFAULTS.seed,
-    sinks: options.sinks ?? CALIBRATION_DEFAULTS.sinks,
+    sinks: options.sinks ?? options.moments?.sinks ?? CALIBRATION_DEFAULTS.sinks,
   };
   checkSetting(setting);
-  const { fitting, heldOut } = splitDocuments(documents);
+  checkMoments(options, setting.sinks);
+  const { fitting, heldOut } =
+    options.moments === undefined
+      ? splitDocuments(documents)
+      : { fitting: options.moments.documents, heldOut: unseenDocuments(documents, options.moments.documents) };
   const workDirectory = options.workDirectory ?? `${output}.work`;
-  const key = calibrationKey(model, fitting, setting.sinks);
   const startedMs = performance.now();
-  const collected = await collectMoments({
-    documents: fitting,
-    rows: options.rows,
-    geometry: model.geometry,
-    key,
-    backend,
-    workDirectory,
-    part: options.part,
-    parts: options.parts,
-    signal,
-    onEvent,
-  });
+  const collected =
+    options.moments ??
+    (await collectMoments({
+      documents: fitting,
+      rows: options.rows,
+      geometry: model.geometry,
+      key: calibrationKey(model, fitting, setting.sinks),
+      backend,
+      workDirectory,
+      part: options.part,
+      parts: options.parts,
+      signal,
+      onEvent,
+    }));
   const partial = { profileId: null, path: workDirectory, heldOutRows: 0, rank: { key: 0, value: 0 } };
   const nothing = { plans: [], steps: [], predicted: null };
   if (options.part !== undefined && options.part.count > 1) {
@@ -131,11 +140,13 @@ export async function calibrateDocuments(options: CalibrateOptions): Promise<Cal
     rows,
     heldOutRows: held.rowCount,
     sinks: setting.sinks,
-    documents: documents.map(({ source, sha256, tokens }) => ({
-      source: source.slice(0, 4096),
-      sha256,
-      tokens: tokens.length,
-    })),
+    documents: (options.moments === undefined ? documents : [...fitting, ...heldOut]).map(
+      ({ source, sha256, tokens }) => ({
+        source: source.slice(0, 4096),
+        sha256,
+        tokens: tokens.length,
+      }),
+    ),
     producer: options.producer,
   };
   const common = { model, provenance, quality: [] };
@@ -161,7 +172,7 @@ interface Setting {
 
 async function writePaper(
   common: Common,
-  { moments }: Collected,
+  { moments }: Pick<Collected, 'moments'>,
   held: HeldOutRows,
   setting: Setting,
   options: CalibrateOptions,
@@ -188,7 +199,7 @@ async function writePaper(
 
 async function writeWtc(
   common: Common,
-  { moments }: Collected,
+  { moments }: Pick<Collected, 'moments'>,
   held: HeldOutRows,
   setting: Setting,
   options: CalibrateOptions,
@@ -213,6 +224,20 @@ function calibrationKey(model: ModelIdentity, documents: readonly TokenDocument[
   const hash = createHash('sha256').update(`${model.fingerprint} sinks ${sinks}`);
   for (const document of documents) hash.update(` ${document.sha256}`);
   return hash.digest('hex');
+}
+
+function checkMoments({ moments, part, parts }: CalibrateOptions, sinks: number): void {
+  if (moments === undefined) return;
+  if (part !== undefined || parts !== undefined) {
+    throw new KvtcError(
+      'KVTC_OPTION_INVALID',
+      'moments measured elsewhere are whole: part and parts are no options then',
+    );
+  }
+  if (sinks !== moments.sinks) {
+    const message = `the moments leave out ${moments.sinks} sinks of each document, ${sinks} were asked for`;
+    throw new KvtcError('KVTC_MOMENTS_MISMATCH', message, { got: moments.sinks, expected: sinks });
+  }
 }
 
 function checkSetting({ rank, ratios, sinks }: { rank: number; ratios: readonly number[]; sinks: number }): void {

@@ -12,8 +12,8 @@ import { denseMatrix } from '../linalg/dense.ts';
 import type { RowSource } from './collect.ts';
 import type { TokenDocument } from './sample.ts';
 
-/** How many rows are held out, and the share of the documents they come from. */
-const HELD_OUT_DEFAULTS = { rows: 2048, share: 1 / 12 } as const;
+/** How many rows are held out, the share of the documents they come from, and how many documents there are at most. */
+const HELD_OUT_DEFAULTS = { rows: 2048, share: 1 / 12, documents: 8 } as const;
 
 /** RoPE undone. */
 export interface HeldOutRows {
@@ -48,6 +48,47 @@ export function splitDocuments(documents: readonly TokenDocument[]): {
     fitting: documents.filter((document) => !held.has(document)),
     heldOut: documents.filter((document) => held.has(document)),
   };
+}
+
+/** Tokens of a run that tells whether a text was seen before. */
+const RUN_TOKENS = 32;
+/** Above this share of runs seen before a document is not new: licences and imports repeat everywhere. */
+const SEEN_SHARE = 1 / 8;
+
+/**
+ * Documents to hold out of moments that were measured elsewhere, on other cuts of perhaps the same texts: those that
+ * share no more than a few runs of tokens with them, at most HELD_OUT_DEFAULTS.documents. Throws
+ * KVTC_CALIBRATION_TEXT_SHORT when none is new.
+ */
+export function unseenDocuments(
+  documents: readonly TokenDocument[],
+  seen: readonly TokenDocument[],
+): readonly TokenDocument[] {
+  const known = new Set<number>();
+  for (const { tokens } of seen) {
+    for (let t = 0; t + RUN_TOKENS <= tokens.length; t++) known.add(runHash(tokens, t));
+  }
+  const unseen = documents.filter(({ tokens }) => {
+    let runs = 0;
+    let found = 0;
+    for (let t = 0; t + RUN_TOKENS <= tokens.length; t += RUN_TOKENS, runs++) {
+      if (known.has(runHash(tokens, t))) found++;
+    }
+    return found <= SEEN_SHARE * runs;
+  });
+  if (unseen.length > 0) return unseen.slice(0, HELD_OUT_DEFAULTS.documents);
+  throw new KvtcError(
+    'KVTC_CALIBRATION_TEXT_SHORT',
+    `all ${documents.length} documents of the texts are among those of the moments; give other texts to hold out`,
+    { documents: documents.length },
+  );
+}
+
+/** FNV-1a over token ids: 32 bits, a clash costs a document that could have been held out. */
+function runHash(tokens: Int32Array, start: number): number {
+  let hash = 0x811c9dc5;
+  for (let t = start; t < start + RUN_TOKENS; t++) hash = Math.imul(hash ^ tokens[t]!, 0x01000193);
+  return hash;
 }
 
 /** Rows spread evenly over the held-out documents, at most HELD_OUT_DEFAULTS.rows in all. */

@@ -84,6 +84,33 @@ export function createMoments(frame: MomentsFrame): Moments {
   };
 }
 
+/**
+ * Moments from means about a shift: f32[width] shift, f64[width] mean of x − shift, and f64[width·(width+1)/2] mean of
+ * (xᵢ − shiftᵢ)·(xⱼ − shiftⱼ), which is taken over and changed. Sums off the grid are as good for fitting; only adding
+ * them would depend on the order, so the key should be one that nothing else has.
+ */
+export function momentsFromMeans(
+  key: string,
+  means: {
+    readonly rows: number;
+    readonly shift: Float32Array;
+    readonly mean: Float64Array;
+    readonly second: Float64Array;
+  },
+): Moments {
+  const { rows, shift, mean, second: products } = means;
+  const width = shift.length;
+  invariant(mean.length === width && products.length === triangleSize(width), `means of ${width} features`);
+  const unit = GRID * rows;
+  for (let i = 0; i < products.length; i++) products[i]! *= unit;
+  return {
+    frame: { key, width, shift, exponents: new Int16Array(width) },
+    rows,
+    sums: mean.map((value) => value * unit),
+    products,
+  };
+}
+
 export interface AccumulateOptions extends RunOptions {
   readonly backend: Backend;
   /** Of the products; the diagonal is always f64. Default q8_0: its noise is under 1 % of the sampling noise. */

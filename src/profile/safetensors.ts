@@ -1,11 +1,11 @@
-// The safetensors container, as far as profiles need it: bounded header, dtype F32/F16/I8/I16/I32, contiguous data.
+// The safetensors container, as far as profiles need it: bounded header, dtype F64/F32/F16/I8/I16/I32, contiguous data.
 // Format: docs/format/profile.md. Does not know what the tensors mean.
 
 import type { FileHandle } from 'node:fs/promises';
 import { z } from 'zod';
 import { KvtcError } from '../base/errors.ts';
 
-export type TensorType = 'F32' | 'F16' | 'I8' | 'I16' | 'I32';
+export type TensorType = 'F64' | 'F32' | 'F16' | 'I8' | 'I16' | 'I32';
 
 export interface TensorShape {
   readonly type: TensorType;
@@ -31,10 +31,10 @@ const MAX_HEADER_BYTES = 16 * 1024 * 1024;
 
 const MAX_TENSORS = 1024;
 const LENGTH_BYTES = 8;
-const TYPE_BYTES: Readonly<Record<TensorType, number>> = { F32: 4, F16: 2, I8: 1, I16: 2, I32: 4 };
+const TYPE_BYTES: Readonly<Record<TensorType, number>> = { F64: 8, F32: 4, F16: 2, I8: 1, I16: 2, I32: 4 };
 
 const tensorSchema = z.strictObject({
-  dtype: z.enum(['F32', 'F16', 'I8', 'I16', 'I32']),
+  dtype: z.enum(['F64', 'F32', 'F16', 'I8', 'I16', 'I32']),
   shape: z.array(z.int().nonnegative()).max(8),
   data_offsets: z.tuple([z.int().nonnegative(), z.int().nonnegative()]),
 });

@@ -19,6 +19,7 @@ export const verb: Verb = {
       ratios: { value: 'LIST', fallback: '8,16,32,64', help: 'paper: ratios to plan for' },
       codec: { value: 'paper|wtc', fallback: 'paper', help: 'which codec the profile is for' },
       sensitivity: { value: 'FILE', help: 'wtc: what errors of each head cost the output' },
+      moments: { value: 'FILE', help: 'moments measured by kvtc_collect: the texts are then only held out' },
       part: { value: 'I/N', help: 'collect the I-th of N shares only and stop: PROFILE.work is the result' },
       parts: { value: 'DIR', many: true, help: 'shares collected elsewhere, with the same other arguments' },
     },
@@ -40,6 +41,7 @@ export const verb: Verb = {
       ratios: args.positives('ratios'),
       codec: args.choice('codec', ['paper', 'wtc']),
       sensitivity: args.text('sensitivity'),
+      moments: args.text('moments'),
       part: parsePart(args.text('part')),
       parts: args.has('parts') ? args.texts('parts') : undefined,
     };
