@@ -1,5 +1,6 @@
 // kvtc ablate: what each choice of the codec is worth on a model and texts.
 
+import { basename } from 'node:path';
 import type { Ablation, AblationRow } from '../../evaluation/ablation/ablate.ts';
 import { formatRatio, formatSmall, formatPercent, formatDuration, table } from '../format.ts';
 import type { Verb } from '../verb.ts';
@@ -73,7 +74,9 @@ export const verb: Verb = {
     const reportPath = args.text('report');
     const modelPath = await resolveModel(args.positionals[0] ?? '');
     const groups = await readTextFiles(args.texts('text'), context);
-    const texts = groups.flatMap(({ name, texts: inGroup }) => inGroup.map((text) => ({ kind: name, ...text })));
+    const texts = groups.flatMap(({ name, texts: inGroup }) =>
+      inGroup.map((text) => ({ kind: basename(name), ...text })),
+    );
     const calibration = args.texts('calibration');
     const calibrationTexts = calibration.length === 0 ? [] : await readTextFiles(calibration, context);
     const ablation = await ablate({

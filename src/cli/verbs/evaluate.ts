@@ -1,5 +1,6 @@
 // kvtc evaluate: what each ratio of profiles costs on a model and texts.
 
+import { basename } from 'node:path';
 import { equalQuality, equalRatioText } from '../../evaluation/equal-quality.ts';
 import type { Evaluation } from '../../evaluation/evaluate.ts';
 import { exactTokensText } from '../../evaluation/series.ts';
@@ -80,7 +81,9 @@ export const verb: Verb = {
     const reportPath = args.text('report');
     const modelPath = await resolveModel(args.positionals[0] ?? '');
     const groups = await readTextFiles(args.texts('text'), context);
-    const texts = groups.flatMap(({ name, texts: inGroup }) => inGroup.map((text) => ({ kind: name, ...text })));
+    const texts = groups.flatMap(({ name, texts: inGroup }) =>
+      inGroup.map((text) => ({ kind: basename(name), ...text })),
+    );
     const evaluation = await evaluate({
       ...options,
       ...context,
