@@ -9,7 +9,14 @@ import type { ContainerHeader } from '../container/types.ts';
 import type { Profile } from '../profile/profile.ts';
 import type { ChunkDecoder, ChunkEncoder, CodingOptions } from './chunk-seam.ts';
 import { createPaperDecoder, createPaperEncoder } from './paper-chunks.ts';
-import { createWtcDecoder, createWtcEncoder, usualRatios } from './wtc-chunks.ts';
+import {
+  MEASURED_RATIOS,
+  USUAL_RATIOS,
+  createWtcDecoder,
+  createWtcEncoder,
+  servedRatios,
+  stepAtRatio,
+} from './wtc-chunks.ts';
 
 /**
  * The encoder of a profile's codec. Throws KVTC_PLAN_MISSING for a ratio the profile does not serve, KVTC_OPTION_INVALID
@@ -64,6 +71,16 @@ export function ranksInUse(
 
 /** Ratios to show a profile at, ascending: those it has plans for, or usual ones that its steps reach. */
 export function plannedRatios(profile: Profile): number[] {
-  if (profile.codec === 'wtc') return usualRatios(profile);
+  if (profile.codec === 'wtc') return servedRatios(profile, USUAL_RATIOS);
   return profile.plans.map((plan) => plan.ratio).toSorted((a, b) => a - b);
+}
+
+/** Ratios to measure a profile at, ascending: those it has plans for, or a ladder within its steps, close enough to read between. */
+export function ratiosToMeasure(profile: Profile): number[] {
+  return profile.codec === 'wtc' ? servedRatios(profile, MEASURED_RATIOS) : plannedRatios(profile);
+}
+
+/** The step of keys that a profile codes a ratio with; null where its codec has plans. Throws KVTC_PLAN_MISSING. */
+export function stepOfRatio(profile: Profile, ratio: number): number | null {
+  return profile.codec === 'wtc' ? stepAtRatio(profile, ratio) : null;
 }

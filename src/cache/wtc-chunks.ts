@@ -5,7 +5,7 @@ import { KvtcError } from '../base/errors.ts';
 import type { StreamKind, TokenRange } from '../base/geometry.ts';
 import { STREAMS } from '../base/geometry.ts';
 import { predictTokenClasses } from '../calibration/token-steps.ts';
-import { SCALE_INDEX_LIMIT, TOKEN_CLASSES, TOKEN_CLASS_MIN, stepIndexOf } from '../codec/wtc/classes.ts';
+import { SCALE_INDEX_LIMIT, TOKEN_CLASSES, TOKEN_CLASS_MIN, stepIndexOf, stepOf } from '../codec/wtc/classes.ts';
 import type { WtcParameters, WtcPlan } from '../codec/wtc/plan.ts';
 import { RANK_STEP, createWtcPlan, fileWtcParameters, parseWtcParameters, rankNeeded } from '../codec/wtc/plan.ts';
 import { WTC_CODEC_ID, decodeWtcChunk, encodeWtcChunk } from '../codec/wtc/wtc-codec.ts';
@@ -17,14 +17,15 @@ import { DEFAULT_RATIO, checkRank } from './chunk-seam.ts';
 /** A finer window's tokens are coded at a quarter of the step: two octaves, in half-octave classes. */
 const WINDOW_CLASS = -4;
 
-/** Ratios worth showing where a profile serves any. */
-const USUAL_RATIOS = [8, 16, 32, 64, 128];
+/** Ratios worth showing, and worth measuring, where a profile serves any. */
+export const USUAL_RATIOS = [8, 16, 32, 64, 128];
+export const MEASURED_RATIOS = [8, 12, 16, 24, 32, 48, 64, 96, 128];
 
-/** Those of the usual ratios that a profile's steps reach; its ends where none is. */
-export function usualRatios({ steps }: WtcProfile): number[] {
+/** Those of the ratios that a profile's steps reach; its ends where none is. */
+export function servedRatios({ steps }: WtcProfile, ratios: readonly number[]): number[] {
   const least = steps[0]?.ratio ?? 0;
   const most = steps.at(-1)?.ratio ?? 0;
-  const found = USUAL_RATIOS.filter((ratio) => ratio >= least && ratio <= most);
+  const found = ratios.filter((ratio) => ratio >= least && ratio <= most);
   return found.length > 0 ? found : [...new Set([least, most])];
 }
 
@@ -49,6 +50,11 @@ function settingAtRatio({ steps }: WtcProfile, ratio: number): Setting {
   }
   const share = upper === lower ? 0 : Math.log(ratio / lower.ratio) / Math.log(upper.ratio / lower.ratio);
   return between(lower, upper, share);
+}
+
+/** The step of keys that a ratio is coded with. Throws KVTC_PLAN_MISSING. */
+export function stepAtRatio(profile: WtcProfile, ratio: number): number {
+  return stepOf(settingAtRatio(profile, ratio).key.stepIndex);
 }
 
 /** The point whose key step is nearest, moved to the step in both streams. */

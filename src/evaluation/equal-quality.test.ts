@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { equalQuality, equalRatioText, ratioWithin } from './equal-quality.ts';
+import { equalQuality, equalRatioText } from './equal-quality.ts';
 import type { Evaluation } from './evaluate.ts';
 import { exactTokensText, seriesNames, seriesOf } from './series.ts';
 import type { EvaluationRow } from './summary.ts';
@@ -26,37 +26,6 @@ function row(
     ...(series ? { series } : {}),
   } as EvaluationRow;
 }
-
-describe('ratioWithin', () => {
-  const points = [
-    { ratio: 40, loss: 0.01 },
-    { ratio: 10, loss: 0.0001 },
-    { ratio: 20, loss: 0.001 },
-  ];
-
-  it('reads between two measured points on a log-log line', () => {
-    assert.deepEqual(ratioWithin(points, 0.001), { relation: 'equal', ratio: 20 });
-    const between = ratioWithin(points, Math.sqrt(0.001 * 0.01));
-    assert.equal(between.relation, 'equal');
-    assert.ok(Math.abs(between.ratio - Math.sqrt(20 * 40)) < 1e-9);
-  });
-
-  it('says bounds instead of going beyond the measured points', () => {
-    assert.deepEqual(ratioWithin(points, 0.5), { relation: 'atLeast', ratio: 40 });
-    assert.deepEqual(ratioWithin(points, 0.00001), { relation: 'below', ratio: 10 });
-    assert.deepEqual(ratioWithin(points, NaN), { relation: 'below', ratio: 10 });
-    assert.deepEqual(
-      ['equal', 'atLeast', 'below'].map((relation) => equalRatioText({ relation: relation as 'equal', ratio: 39.16 })),
-      ['39.2', '> 39.2', '< 39.2'],
-    );
-  });
-
-  it('takes the first crossing of a curve that falls again, and a loss of nothing for little', () => {
-    const bent = [...points, { ratio: 30, loss: 0.05 }];
-    assert.ok(ratioWithin(bent, 0.01).ratio < 30);
-    assert.ok(ratioWithin([{ ratio: 1, loss: 0 }, ...points], 0.00005).ratio > 1);
-  });
-});
 
 describe('equalQuality', () => {
   const paper = [row('kvtc 8x', 9, 0.003, 0.015), row('kvtc 16x', 18, 0.01, 0.05), row('kvtc 64x', 65, 0.2, 2)];
@@ -84,6 +53,13 @@ describe('equalQuality', () => {
   it('is below all measured ratios when one loss is never reached', () => {
     const bad = wtc.map((one) => ({ ...one, copyKlNats: 1 }));
     assert.deepEqual(equalQuality([...paper.slice(0, 1), ...bad])[0]?.paperRatio, { relation: 'below', ratio: 8 });
+  });
+
+  it('is written with its bound', () => {
+    assert.deepEqual(
+      ['equal', 'atLeast', 'below'].map((relation) => equalRatioText({ relation: relation as 'equal', ratio: 39.16 })),
+      ['39.2', '> 39.2', '< 39.2'],
+    );
   });
 
   it('is empty without the published codec or without another', () => {

@@ -30,6 +30,8 @@ export interface Provenance {
 /** One measured point of a profile: what a ratio cost on which text. */
 export interface QualityPoint {
   readonly ratio: number;
+  /** Of wtc: the step of keys that the ratio was coded with. */
+  readonly step?: number | undefined;
   readonly paperRatio: number;
   readonly effectiveRatio: number;
   readonly klNats: number;

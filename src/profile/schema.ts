@@ -61,6 +61,7 @@ export const provenanceSchema: z.ZodType<Provenance> = z.strictObject({
 export const qualitySchema: z.ZodType<readonly QualityPoint[]> = z.array(
   z.strictObject({
     ratio: z.number().positive(),
+    step: z.number().positive().optional(),
     paperRatio: nonNegative,
     effectiveRatio: nonNegative,
     klNats: finite,

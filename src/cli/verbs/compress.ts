@@ -33,7 +33,8 @@ export const verb: Verb = {
     },
     details: [
       'The ratio is a target for the coded tokens; both measured ratios are shown.',
-      '--max-kl goes by what kvtc verify --quality has written into the profile, by the worst of its texts.',
+      '--max-kl goes by what kvtc verify --quality has written into the profile, by the worst of its texts;',
+      'profiles of wtc are also read between measured ratios, never beyond.',
     ].join('\n'),
   },
   async run(args, context) {
@@ -93,5 +94,11 @@ function compressionText(output: string, result: CodedResult): string {
 
 function costText({ chosen }: CodedResult): string[] {
   if (chosen === null || chosen.measuredKlNats === null) return [];
-  return [`ratio ${chosen.ratio} was measured to cost at most ${formatSmall(chosen.measuredKlNats)} nats a token`];
+  const ratio = Number(chosen.ratio.toPrecision(4));
+  const cost = `at most ${formatSmall(chosen.measuredKlNats)} nats a token`;
+  return [
+    chosen.interpolated === true
+      ? `ratio ${ratio} costs ${cost}, read between measured ratios`
+      : `ratio ${ratio} was measured to cost ${cost}`,
+  ];
 }

@@ -116,7 +116,9 @@ function profileLines(found: InspectedProfile): string[] {
     `${point.key.rank}`,
     `${point.value.rank}`,
   ]);
+  const isWtc = found.codec === 'wtc';
   const quality = found.quality.map((point) => [
+    ...(isWtc ? [point.step === undefined ? '-' : point.step.toPrecision(3)] : []),
     `${point.ratio}x`,
     formatRatio(point.paperRatio),
     formatRatio(point.effectiveRatio),
@@ -144,7 +146,7 @@ function profileLines(found: InspectedProfile): string[] {
       ['made by', provenance.producer],
     ]),
     '',
-    found.codec === 'wtc'
+    isWtc
       ? table(steps, [right, right, right, right], ['ratio', 'step', 'key rank', 'value rank'])
       : table(
           plans,
@@ -157,8 +159,17 @@ function profileLines(found: InspectedProfile): string[] {
           '',
           table(
             quality,
-            [right, right, right, right, right, right, 'left', 'left'],
-            ['plan', 'paper', 'effective', 'KL nats', 'copy KL', 'top-1', 'weights', 'text'],
+            [...(isWtc ? [right] : []), right, right, right, right, right, right, 'left', 'left'],
+            [
+              ...(isWtc ? ['step', 'ratio'] : ['plan']),
+              'paper',
+              'effective',
+              'KL nats',
+              'copy KL',
+              'top-1',
+              'weights',
+              'text',
+            ],
           ),
         ]),
   ];

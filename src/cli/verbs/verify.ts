@@ -25,6 +25,7 @@ export const verb: Verb = {
     details: [
       'Exit code 3 and the kind of damage when something is wrong. Of GGUF files only the directory is checked.',
       'What --quality finds is shown by kvtc inspect, and kvtc compress --max-kl goes by it.',
+      'Profiles of wtc serve every ratio; a ladder from 8 to 128 is measured.',
     ].join('\n'),
   },
   async run(args, context) {
