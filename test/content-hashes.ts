@@ -1,11 +1,14 @@
-// What a container of the paper's codec decodes to, as hashes: the same fields as `reference/decode.py chunks` prints.
+// What a container decodes to, as hashes: the same fields as `reference/decode.py chunks` prints.
 
 import { createHash } from 'node:crypto';
 import { STREAMS } from '../src/base/geometry.ts';
 import { decompressBlocks, entropyMethod } from '../src/codec/entropy/blocks.ts';
 import { paperCodec } from '../src/codec/paper/paper-codec.ts';
 import { parsePaperParameters } from '../src/codec/paper/parameters.ts';
-import type { Container } from '../src/container/types.ts';
+import { createWtcPlan, parseWtcParameters } from '../src/codec/wtc/plan.ts';
+import { decodeWtcChunk } from '../src/codec/wtc/wtc-codec.ts';
+import type { ChunkEntry, Container, ContainerHeader } from '../src/container/types.ts';
+import type { WtcProfile } from '../src/profile/profile.ts';
 
 export interface ContentHashes {
   readonly tokensSha256: string | null;
@@ -22,9 +25,9 @@ export interface ContentHashes {
 }
 
 /** Decodes every part. Token ids and positions are hashed as i32, coefficients are hashed as f32 [tokens, rank], all little-endian. */
-export async function contentHashes(container: Container): Promise<ContentHashes> {
+export async function contentHashes(container: Container, profile?: WtcProfile): Promise<ContentHashes> {
   const { header } = container;
-  const plans = parsePaperParameters(header.codecParameters);
+  const decode = profile === undefined ? paperDecoder(header) : wtcDecoder(header, profile);
   const exact = [];
   for (const [index, range] of header.exactRanges.entries()) {
     for (const stream of STREAMS) {
@@ -35,9 +38,7 @@ export async function contentHashes(container: Container): Promise<ContentHashes
   for (const chunk of container.chunks) {
     const { stream, startToken, endToken, storedBytes } = chunk;
     const stored = await container.readChunk(chunk);
-    const packed = await decompressBlocks(stored, chunk.packedBytes, entropyMethod(header.entropy));
-    const coefficients = new Float32Array((endToken - startToken) * plans[stream].rank);
-    paperCodec.decodeChunk(packed, endToken - startToken, plans[stream], coefficients);
+    const { packed, coefficients } = await decode(stored, chunk);
     chunks.push({
       stream,
       startToken,
@@ -52,6 +53,31 @@ export async function contentHashes(container: Container): Promise<ContentHashes
     positionsSha256: sha256(new Uint8Array(container.positions.buffer)),
     exact,
     chunks,
+  };
+}
+
+type DecodeChunk = (
+  stored: Uint8Array,
+  chunk: ChunkEntry,
+) => Promise<{ readonly packed: Uint8Array; readonly coefficients: Float32Array }>;
+
+function paperDecoder(header: ContainerHeader): DecodeChunk {
+  const plans = parsePaperParameters(header.codecParameters);
+  return async (stored, { stream, startToken, endToken, packedBytes }) => {
+    const packed = await decompressBlocks(stored, packedBytes, entropyMethod(header.entropy));
+    const coefficients = new Float32Array((endToken - startToken) * plans[stream].rank);
+    paperCodec.decodeChunk(packed, endToken - startToken, plans[stream], coefficients);
+    return { packed, coefficients };
+  };
+}
+
+function wtcDecoder(header: ContainerHeader, { tables }: WtcProfile): DecodeChunk {
+  const parameters = parseWtcParameters(header.codecParameters);
+  return async (stored, { stream, startToken, endToken }) => {
+    const plan = createWtcPlan(parameters[stream], tables[stream]);
+    const coefficients = new Float32Array((endToken - startToken) * plan.rank);
+    decodeWtcChunk(stored, endToken - startToken, plan, coefficients);
+    return { packed: stored, coefficients };
   };
 }
 

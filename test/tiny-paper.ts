@@ -1,7 +1,7 @@
 // Tiny containers of the paper's codec and the synthetic profile they belong to, from a seed: for golden files, the
 // Python decoder and hostile chunks. Two models between them cover both pairings, partial and scaled RoPE.
 
-import type { ElementType } from '../src/base/geometry.ts';
+import type { ElementType, TokenRange } from '../src/base/geometry.ts';
 import { seededRandom } from '../src/base/random.ts';
 import type { Random } from '../src/base/random.ts';
 import { layOutTokens } from '../src/cache/layout.ts';
@@ -35,7 +35,7 @@ const plainRope = {
   frequencyFactors: [1, 1, 1, 1.5, 2, 4, 8, 8],
 } as const;
 
-const MODELS: Readonly<Record<'factors' | 'yarn', ModelIdentity>> = {
+export const TINY_MODELS: Readonly<Record<'factors' | 'yarn', ModelIdentity>> = {
   /** All dimensions, half-split, Llama-3 style factors. */
   factors: { architecture: 'llama', name: 'tiny factors', geometry, rope: plainRope, fingerprint: '1f'.repeat(32) },
   /** Half of the dimensions, interleaved, YaRN. */
@@ -56,7 +56,7 @@ const MODELS: Readonly<Record<'factors' | 'yarn', ModelIdentity>> = {
     fingerprint: '2e'.repeat(32),
   },
 };
-export type TinyModel = keyof typeof MODELS;
+export type TinyModel = keyof typeof TINY_MODELS;
 
 /** Every type, odd sizes with padding bits, a gap, a negative exponent, and an unused tail. */
 const KEY_PLAN: PaperPlan = {
@@ -77,7 +77,7 @@ const PLANS = { key: KEY_PLAN, value: VALUE_PLAN };
 export async function writeTinyProfile(path: string, model: TinyModel): Promise<Profile> {
   const random = seededRandom(model === 'factors' ? 11 : 12);
   await writeProfile(path, {
-    model: MODELS[model],
+    model: TINY_MODELS[model],
     streams: { key: tinyBasis(random), value: tinyBasis(random) },
     plans: [{ ratio: 8, ...PLANS, keyError: 0.1, valueError: 0.2 }],
     provenance: { seed: 11, rows: 0, heldOutRows: 0, sinks: 0, documents: [], producer: 'synthetic' },
@@ -148,8 +148,7 @@ export async function writeTinyPaper(
   try {
     for (const [index, range] of layout.exact.entries()) {
       for (const stream of STREAMS) {
-        const values = geometry.layers * (range.endToken - range.startToken) * layerWidth(geometry, stream);
-        await writer.writeExactRows(stream, index, tinyRows(random, elementTypes[stream], values));
+        await writer.writeExactRows(stream, index, tinyExactRows(random, elementTypes[stream], range));
       }
     }
     for (const range of layout.chunks) {
@@ -176,7 +175,9 @@ export async function writeTinyPaper(
   }
 }
 
-function tinyRows(random: Random, type: ElementType, values: number): Uint8Array {
+/** Exact rows of all layers of a tiny model, keys or values: both are as wide. */
+export function tinyExactRows(random: Random, type: ElementType, { startToken, endToken }: TokenRange): Uint8Array {
+  const values = geometry.layers * (endToken - startToken) * layerWidth(geometry, 'key');
   const numbers = Float32Array.from({ length: values }, () => random.normal());
   if (type === 'f32') return new Uint8Array(numbers.buffer);
   if (type === 'q8_0') {

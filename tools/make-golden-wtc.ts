@@ -1,13 +1,18 @@
-// Writes the golden chunks of the codec wtc (test/golden/wtc): a table family and chunks coded with it. Run it only when
-// a case is added: what is there must keep decoding to the same numbers (docs/format/wtc-codec.md).
+// Writes the golden chunks and files of the codec wtc (test/golden/wtc): a table family with chunks coded by it; a profile
+// with containers. Run it only when one is added: what is there must keep decoding to the same numbers
+// (docs/format/wtc-codec.md), and no file in the manifest may change.
 
 import { createHash } from 'node:crypto';
-import { mkdir, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { laplaceRows, testTables } from '../src/codec/wtc/fixture.test-data.ts';
 import { packFamily } from '../src/codec/wtc/family.ts';
 import { createWtcPlan } from '../src/codec/wtc/plan.ts';
 import { decodeWtcChunk, encodeWtcChunk } from '../src/codec/wtc/wtc-codec.ts';
+import { openContainer } from '../src/container/reader.ts';
+import { contentHashes } from '../test/content-hashes.ts';
+import type { TinyWtcOptions } from '../test/tiny-wtc.ts';
+import { writeTinyWtc, writeTinyWtcProfile } from '../test/tiny-wtc.ts';
 
 const folder = join(import.meta.dirname, '..', 'test', 'golden', 'wtc');
 const RANK = 96;
@@ -61,3 +66,38 @@ const cases = CASES.map(({ name, tokens, stepIndex, cut, outlier, tokenClass }, 
 await mkdir(folder, { recursive: true });
 await writeFile(join(folder, 'family.f32'), new Uint8Array(packFamily(tables.family).buffer));
 await writeFile(join(folder, 'cases.json'), `${JSON.stringify(cases)}\n`);
+
+const FILES: readonly (readonly [string, TinyWtcOptions, string])[] = [
+  [
+    'finer-window',
+    { ratio: 16, window: 20, windowMode: 'finer', seed: 51 },
+    'the default: window coded finer, token steps of their own',
+  ],
+  [
+    'exact-window',
+    { ratio: 25, window: 20, windowMode: 'exact', seed: 52 },
+    'window kept exact, a ratio between filed steps',
+  ],
+];
+
+const sha256 = async (path: string): Promise<string> =>
+  createHash('sha256')
+    .update(await readFile(path))
+    .digest('hex');
+const profileName = 'tiny.profile.safetensors';
+const profile = await writeTinyWtcProfile(join(folder, profileName));
+const files: Record<string, unknown> = {};
+for (const [name, options, reason] of FILES) {
+  const path = join(folder, `${name}.kvtc`);
+  await writeTinyWtc(path, profile, options);
+  const container = await openContainer(path);
+  const content = await contentHashes(container, profile);
+  files[`${name}.kvtc`] = { producer: container.header.producer, reason, sha256: await sha256(path), content };
+  await container.close();
+}
+await profile.close();
+const filedProfile = { name: profileName, id: profile.id, sha256: await sha256(join(folder, profileName)) };
+await writeFile(
+  join(folder, 'manifest.json'),
+  `${JSON.stringify({ formatVersion: '1.0', profile: filedProfile, files }, null, 2)}\n`,
+);
