@@ -142,7 +142,8 @@ describe('evaluate', () => {
     ]);
 
   it('gives a row per ratio of the profile, kinds apart, and the floor', async () => {
-    const { rows, floor, settings } = await run();
+    const { rows, floor, settings, engineMs, elapsedMs } = await run();
+    assert.ok(engineMs > 0 && engineMs < elapsedMs, `${engineMs} of ${elapsedMs}`);
     assert.deepEqual(
       rows.map(({ treatment, ratio }) => [treatment, ratio]),
       [

@@ -138,6 +138,8 @@ export interface Evaluation {
   /** What the user typed; empty for calls of the library. */
   readonly command: string;
   readonly elapsedMs: number;
+  /** Of it, the engine's decoding of documents and tasks; rivals that run contexts of their own not counted. */
+  readonly engineMs: number;
   /** Of the first profile on the first document, where asked for. */
   readonly closeUp?: CloseUp | undefined;
 }
@@ -276,6 +278,7 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
       commit: await codeVersion(),
       command: options.command ?? '',
       elapsedMs: performance.now() - startedMs,
+      engineMs: context.decodeMs,
       closeUp,
     };
   } finally {

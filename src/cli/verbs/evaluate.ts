@@ -103,7 +103,7 @@ export const verb: Verb = {
 
 /** The table of an evaluation, with what it was measured on. */
 export function evaluationText(evaluation: Evaluation): string {
-  const { rows, floor, settings, machine, elapsedMs } = evaluation;
+  const { rows, floor, settings, machine, elapsedMs, engineMs } = evaluation;
   const line = (row: EvaluationRow, name: string): string[] => [
     name,
     row.paperRatio === null ? '-' : formatRatio(row.paperRatio),
@@ -144,7 +144,8 @@ export function evaluationText(evaluation: Evaluation): string {
     ...equalQualityText(evaluation),
     ...evaluationTasksText([...rows, floor]),
     '',
-    `${machine.processor}, ${machine.threads} threads, llama.cpp ${machine.engine}, in ${formatDuration(elapsedMs)}`,
+    `${machine.processor}, ${machine.threads} threads, llama.cpp ${machine.engine}, in ${formatDuration(elapsedMs)}, ` +
+      `${formatPercent(engineMs / elapsedMs)} of it the engine's`,
   ].join('\n');
 }
 

@@ -112,6 +112,7 @@ class Context implements LlamaContext {
   #outputs = 0;
   #logits: ArrayBuffer | null = null;
   #busy = false;
+  #decodeMs = 0;
   #closing = false;
   #closed = false;
 
@@ -150,6 +151,7 @@ class Context implements LlamaContext {
     this.#requireFit(tokens, startPosition, heldEnd, logits);
     const step = logits === 'all' ? tokens.length : this.#settings.microBatchTokens;
     const onAbort = (): void => this.#abort.raise();
+    const startedMs = performance.now();
     this.#busy = true;
     this.#dropLogits();
     signal?.addEventListener('abort', onAbort, { once: true });
@@ -169,8 +171,13 @@ class Context implements LlamaContext {
       signal?.removeEventListener('abort', onAbort);
       this.#abort.lower();
       this.#busy = false;
+      this.#decodeMs += performance.now() - startedMs;
       if (this.#closing) this.#free();
     }
+  }
+
+  get decodeMs(): number {
+    return this.#decodeMs;
   }
 
   async #run(

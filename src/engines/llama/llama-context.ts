@@ -45,6 +45,8 @@ export interface LlamaContext {
   readonly vTransposed: boolean;
   /** Streams its states have. */
   readonly streams: number;
+  /** Time that all decode calls have taken together. */
+  readonly decodeMs: number;
   /**
    * Runs tokens through the model on the thread pool. Long lists run in micro-batches with a progress event (`prefill`)
    * after each, unless logits are wanted for all. A failed or cancelled call removes what it had added.
