@@ -6,6 +6,7 @@ import type { StreamKind, TokenRange } from '../base/geometry.ts';
 import type { EntropyMethod } from '../codec/entropy/blocks.ts';
 import type { ChunkEntry, JsonObject } from '../container/types.ts';
 import type { Profile } from '../profile/profile.ts';
+import type { FloatPool } from './pipeline.ts';
 
 /** What the newest tokens get: kept as found, or coded at a quarter of the step. */
 export type WindowMode = 'exact' | 'finer';
@@ -51,8 +52,8 @@ export interface DecodedChunk {
 }
 
 export interface ChunkDecoder {
-  /** Throws KVTC_CHUNK_MALFORMED. */
-  decode(stored: Uint8Array, chunk: ChunkEntry): Promise<DecodedChunk>;
+  /** The coefficients' buffer is taken from `pool`; who has used them gives it back. Throws KVTC_CHUNK_MALFORMED. */
+  decode(stored: Uint8Array, chunk: ChunkEntry, pool: FloatPool): Promise<DecodedChunk>;
 }
 
 /** The ratio where none is given: the paper's middle one. */

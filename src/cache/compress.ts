@@ -14,20 +14,20 @@ import type { ContainerPart, ContainerTarget } from '../container/types.ts';
 import { createContainerWriter } from '../container/writer.ts';
 import { retypeState } from '../engines/llama/retype-state.ts';
 import type { StateView } from '../engines/llama/state.ts';
-import { gatherRows, parseState } from '../engines/llama/state.ts';
+import { gatherRows, parseState, placeRows } from '../engines/llama/state.ts';
 import type { Profile } from '../profile/profile.ts';
 import { createChunkEncoder } from './chunk-coder.ts';
 import type { CodingOptions, WindowMode } from './chunk-seam.ts';
 import { DEFAULT_RATIO } from './chunk-seam.ts';
 import { layOutTokens } from './layout.ts';
-import { mapInOrder } from './pipeline.ts';
+import { floatPool, mapInOrder } from './pipeline.ts';
 import type { Transforms } from './transforms.ts';
 
-/** Chunks in flight at once while restoring: one being read, one decoded, one in products. */
-export const PIPELINE_CHUNKS = 3;
+/** Chunks in flight at once while restoring: two in products, side by side, one decoded, one being read. */
+export const PIPELINE_CHUNKS = 4;
 
-/** Ranges of tokens, both streams of each, in flight at once: one in products, one being coded. */
-const PIPELINE_RANGES = 2;
+/** Ranges of tokens, both streams of each, in flight at once: two in products, one being coded. */
+const PIPELINE_RANGES = 3;
 
 /** Defaults of the paper (§2: sinks and window; §4: ratio 16) and ours (chunk length R6; DEFLATE level by measurement). */
 export const COMPRESS_DEFAULTS = {
@@ -77,7 +77,7 @@ export interface CompressResult extends Ratios {
 /**
  * Compresses the state of one sequence (blob or file bytes; never changed) into a container.
  * `target`: a path (written as a partial file, renamed when whole) or a ContainerTarget. Memory beyond the state:
- * the prepared bases and about four chunks.
+ * the prepared bases and about six chunks.
  * A q8_0 cache is coded as f16. Throws KVTC_STATE_* for bytes that are no state of this model, KVTC_PLAN_MISSING for a ratio the profile does not serve,
  * KVTC_ROWS_NOT_FINITE for NaN or ±Inf in coded rows, KVTC_OPTION_INVALID, KVTC_WRITE_FAILED, KVTC_ABORTED.
  * Source: paper §2-3; docs/format/container.md, docs/format/paper-codec.md.
@@ -132,6 +132,7 @@ export async function compressState(
       }
     }
     let done = 0;
+    const pool = floatPool();
     await mapInOrder(
       layout.chunks,
       PIPELINE_RANGES,
@@ -139,18 +140,21 @@ export async function compressState(
         const tokenCount = range.endToken - range.startToken;
         const ranks = encoder.ranks(range, view.tokenCount);
         const coefficients = {
-          key: new Float32Array(tokenCount * ranks.key), // [tokens, rank]
-          value: new Float32Array(tokenCount * ranks.value),
+          key: pool.take(tokenCount * ranks.key), // [tokens, rank]
+          value: pool.take(tokenCount * ranks.value),
         };
         for (const stream of STREAMS) {
           throwIfAborted(signal);
-          const rows = new Uint8Array(rowBytes(view, profile, stream, range));
-          gatherRows(view, stream, allLayers, range, rows);
+          const placement = placeRows(view, stream, allLayers, range);
+          const rows = placement === null ? new Uint8Array(rowBytes(view, profile, stream, range)) : view.bytes;
+          if (placement === null) gatherRows(view, stream, allLayers, range, rows);
           const analysis = await transforms.analysis(stream, ranks[stream], elements[stream]);
           const positions = view.positions.subarray(range.startToken, range.endToken);
-          await analysis.project(rows, positions, coefficients[stream]);
+          await analysis.project(rows, positions, coefficients[stream], placement ?? undefined);
         }
-        return encoder.encode(coefficients, range, view.tokenCount);
+        const chunks = await encoder.encode(coefficients, range, view.tokenCount);
+        for (const stream of STREAMS) pool.give(coefficients[stream]);
+        return chunks;
       },
       async (chunks, range) => {
         for (const stream of STREAMS) {

@@ -62,7 +62,7 @@ export function createPaperDecoder(header: ContainerHeader, profile: PaperProfil
   // Before any chunk: coefficients are allocated by the plan's rank, and a plan without groups needs no bytes to ask.
   for (const stream of STREAMS) checkRank(stream, plans[stream].rank, profile);
   return {
-    decode: async (stored, { stream, startToken, endToken, packedBytes }) => {
+    decode: async (stored, { stream, startToken, endToken, packedBytes }, pool) => {
       const plan = plans[stream];
       const tokenCount = endToken - startToken;
       const expectedBytes = paperCodec.packedBytes(tokenCount, plan);
@@ -74,7 +74,7 @@ export function createPaperDecoder(header: ContainerHeader, profile: PaperProfil
         );
       }
       const packed = await decompressBlocks(stored, expectedBytes, method);
-      const coefficients = new Float32Array(tokenCount * plan.rank); // [tokens, rank]
+      const coefficients = pool.take(tokenCount * plan.rank); // [tokens, rank]
       paperCodec.decodeChunk(packed, tokenCount, plan, coefficients);
       return { coefficients, rank: plan.rank };
     },

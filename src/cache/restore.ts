@@ -7,12 +7,13 @@ import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
 import type { CacheGeometry, LayerRange } from '../base/geometry.ts';
 import { STREAMS, elementBytes, layerWidth, streamWidth } from '../base/geometry.ts';
-import type { Container, ContainerHeader } from '../container/types.ts';
-import { createState, scatterRows } from '../engines/llama/state.ts';
+import type { ChunkEntry, Container, ContainerHeader } from '../container/types.ts';
+import { createState, placeRows, scatterRows } from '../engines/llama/state.ts';
+import type { RowPlacement } from '../linalg/backend.ts';
 import type { Profile } from '../profile/profile.ts';
 import { checkCodec, createChunkDecoder } from './chunk-coder.ts';
 import { PIPELINE_CHUNKS } from './compress.ts';
-import { mapInOrder } from './pipeline.ts';
+import { floatPool, mapInOrder } from './pipeline.ts';
 import type { Transforms } from './transforms.ts';
 
 export interface RestoreOptions extends RunOptions {
@@ -36,7 +37,7 @@ export interface RestoreResult {
 
 /**
  * Restores a whole container into the bytes of a sequence state, in the element types it was made from.
- * Memory beyond the state: the prepared bases and about three chunks.
+ * Memory beyond the state: the prepared bases and about four chunks.
  * Throws KVTC_PROFILE_MISMATCH or KVTC_MODEL_MISMATCH when the profile is not the container's, KVTC_CODEC_UNKNOWN,
  * KVTC_CONTAINER_* and KVTC_CHUNK_MALFORMED for damaged bytes, KVTC_CONTAINER_LIMIT for a state beyond `maxStateBytes`,
  * KVTC_ABORTED. Source: paper §3.3, eq. 3.
@@ -77,8 +78,14 @@ export async function restoreContainer(
     }
   }
   let done = 0;
-  await eachDecodedChunk(container, transforms, allLayers, signal, (chunk, rows) => {
-    scatterRows(view, chunk.stream, allLayers, chunk, rows);
+  const target = (chunk: ChunkEntry): RowTarget => {
+    const placement = placeRows(view, chunk.stream, allLayers, chunk);
+    if (placement !== null) return { bytes: state, placement };
+    const rowBytes = elementBytes(header.elementTypes[chunk.stream], streamWidth(geometry, chunk.stream));
+    return { bytes: new Uint8Array((chunk.endToken - chunk.startToken) * rowBytes) };
+  };
+  await eachRestoredChunk(container, transforms, { layers: allLayers, signal, target }, (chunk, { bytes }) => {
+    if (bytes !== state) scatterRows(view, chunk.stream, allLayers, chunk, bytes);
     done += chunk.endToken - chunk.startToken;
     onEvent?.({ type: 'progress', phase: 'restore', done: done / 2, total: header.tokenCount, unit: 'tokens' });
   });
@@ -136,38 +143,56 @@ export async function restoreLayers(
       place(stream, range.startToken, range.endToken, await container.readExactRows(stream, index, layers));
     }
   }
-  await eachDecodedChunk(container, transforms, layers, options.signal, (chunk, rows) => {
-    place(chunk.stream, chunk.startToken, chunk.endToken, rows);
+  const target = ({ stream, startToken }: ChunkEntry): RowTarget => ({
+    bytes: out[stream],
+    placement: { offsetBytes: startToken * rowBytes[stream], layerStrideBytes: header.tokenCount * rowBytes[stream] },
   });
+  await eachRestoredChunk(container, transforms, { layers, signal: options.signal, target }, () => undefined);
   return out;
 }
 
-async function eachDecodedChunk(
+/** Where a chunk's rows go: into the place of a larger buffer, or a buffer of their own. */
+interface RowTarget {
+  readonly bytes: Uint8Array;
+  readonly placement?: RowPlacement;
+}
+
+interface ChunkWork {
+  readonly layers: LayerRange;
+  readonly signal: AbortSignal | undefined;
+  readonly target: (chunk: ChunkEntry) => RowTarget;
+}
+
+/** Restores every chunk to its target, a few at a time, and tells of each in order. */
+async function eachRestoredChunk(
   container: Container,
   transforms: Transforms,
-  layers: LayerRange,
-  signal: AbortSignal | undefined,
-  take: (chunk: Container['chunks'][number], rows: Uint8Array) => void,
+  { layers, signal, target }: ChunkWork,
+  take: (chunk: ChunkEntry, to: RowTarget) => void,
 ): Promise<void> {
   const { header, positions } = container;
   const decoder = createChunkDecoder(header, transforms.profile);
-  const { geometry } = transforms.profile.model;
+  const pool = floatPool();
   await mapInOrder(
     container.chunks,
     PIPELINE_CHUNKS,
     async (chunk) => {
       throwIfAborted(signal);
-      const tokenCount = chunk.endToken - chunk.startToken;
-      const { coefficients, rank } = await decoder.decode(await container.readChunk(chunk), chunk);
-      const element = header.elementTypes[chunk.stream];
-      const rows = new Uint8Array(
-        (layers.endLayer - layers.startLayer) * tokenCount * elementBytes(element, layerWidth(geometry, chunk.stream)),
+      const { coefficients, rank } = await decoder.decode(await container.readChunk(chunk), chunk, pool);
+      const { stream, startToken, endToken } = chunk;
+      const synthesis = await transforms.synthesis(stream, rank, header.elementTypes[stream]);
+      const to = target(chunk);
+      await synthesis.reconstruct(
+        coefficients,
+        positions.subarray(startToken, endToken),
+        layers,
+        to.bytes,
+        to.placement,
       );
-      const synthesis = await transforms.synthesis(chunk.stream, rank, element);
-      await synthesis.reconstruct(coefficients, positions.subarray(chunk.startToken, chunk.endToken), layers, rows);
-      return rows;
+      pool.give(coefficients);
+      return to;
     },
-    (rows, chunk) => take(chunk, rows),
+    (to, chunk) => take(chunk, to),
   );
 }
 

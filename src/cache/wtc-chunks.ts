@@ -162,7 +162,7 @@ export function createWtcDecoder(header: ContainerHeader, profile: WtcProfile): 
     value: rankNeeded(profile.tables.value.scales, parameters.value.stepIndex, parameters.value.cut),
   };
   return {
-    decode: (stored, { stream, startToken, endToken, packedBytes }) => {
+    decode: (stored, { stream, startToken, endToken, packedBytes }, pool) => {
       const plan = plans[stream];
       const tokenCount = endToken - startToken;
       if (stored.length !== packedBytes) {
@@ -172,7 +172,7 @@ export function createWtcDecoder(header: ContainerHeader, profile: WtcProfile): 
           { stream, startToken, gotBytes: packedBytes, expectedBytes: stored.length },
         );
       }
-      const coefficients = new Float32Array(tokenCount * plan.rank); // [tokens, rank]
+      const coefficients = pool.take(tokenCount * plan.rank); // [tokens, rank]
       const classes = decodeWtcChunk(stored, tokenCount, plan, coefficients);
       // Without finer tokens everything beyond class 0's rank is zero: leave it out of the product.
       const rank = Math.min(plan.rank, coarse[stream]);

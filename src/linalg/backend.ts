@@ -25,6 +25,12 @@ export interface RowLayout {
   readonly element: 'f32' | 'f16' | 'bf16';
 }
 
+/** Where rows lie in a larger buffer, such as an engine's state: the first layer's, and how far each next one is. */
+export interface RowPlacement {
+  readonly offsetBytes: number;
+  readonly layerStrideBytes: number;
+}
+
 /** One stream's affine transform. Width p = layers · heads · headDim; component order is falling variance. */
 export interface TransformSpec {
   readonly layout: RowLayout;
@@ -44,17 +50,27 @@ export interface Analysis {
   readonly rank: number;
   /**
    * `rows` engine rows of `positions.length` tokens in the layout of the spec; fills `out` f32[tokens, rank].
-   * Non-finite input gives non-finite output; callers check.
+   * Without a placement `rows` holds them layer after layer and nothing else. Non-finite input gives non-finite output;
+   * callers check.
    */
-  project(rows: Uint8Array, positions: Int32Array, out: Float32Array): Promise<void>;
+  project(rows: Uint8Array, positions: Int32Array, out: Float32Array, placement?: RowPlacement): Promise<void>;
   close(): void;
 }
 
 /** rows = rope(c · synthesis + mean), whole or for a range of layers (which takes only its own rows of the matrix). */
 export interface Synthesis {
   readonly rank: number;
-  /** `coefficients` f32[tokens, rank]; fills `out` with engine rows [endLayer − startLayer][tokens][heads · headDim]. */
-  reconstruct(coefficients: Float32Array, positions: Int32Array, layers: LayerRange, out: Uint8Array): Promise<void>;
+  /**
+   * `coefficients` f32[tokens, rank]; fills `out` with engine rows [endLayer − startLayer][tokens][heads · headDim], or
+   * puts them where the placement says, of which the first layer is the range's.
+   */
+  reconstruct(
+    coefficients: Float32Array,
+    positions: Int32Array,
+    layers: LayerRange,
+    out: Uint8Array,
+    placement?: RowPlacement,
+  ): Promise<void>;
   close(): void;
 }
 

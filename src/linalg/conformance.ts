@@ -78,6 +78,50 @@ export function testBackend(name: string, open: () => Backend): void {
     }
   });
 
+  test(`${name} reads and writes rows where they lie in a larger buffer, and nothing beside them`, async () => {
+    const fit = layout(3, 2, 16);
+    const spec = { ...transform(fit, { ...plain, dims: 16 }, 32, seededRandom(8)), precision: 'f32' as const };
+    const tokens = 300; // more than a graph takes at once
+    const values = seededRandom(9);
+    const rows = encodeRows(
+      'f16',
+      Float32Array.from({ length: tokens * 96 }, () => values.normal()),
+    );
+    const positions = Int32Array.from({ length: tokens }, (_, t) => 2 * t);
+    const layerBytes = tokens * 64;
+    const placement = { offsetBytes: 34, layerStrideBytes: layerBytes + 18 };
+    const spread = new Uint8Array(34 + 3 * (layerBytes + 18)).fill(0x55);
+    for (let i = 0; i < 3; i++) {
+      spread.set(rows.subarray(i * layerBytes, (i + 1) * layerBytes), 34 + i * (layerBytes + 18));
+    }
+    const analysis = await backend.prepareAnalysis(spec);
+    const [packed, placed] = [poisoned(tokens * 32), poisoned(tokens * 32)];
+    await analysis.project(rows, positions, packed);
+    await analysis.project(spread, positions, placed, placement);
+    assert.deepEqual(placed, packed);
+    const synthesis = await backend.prepareSynthesis(spec);
+    const range = { startLayer: 1, endLayer: 3 };
+    const whole = new Uint8Array(2 * layerBytes);
+    await synthesis.reconstruct(packed, positions, range, whole);
+    const expected = spread.slice();
+    for (let i = 0; i < 2; i++) {
+      expected.set(whole.subarray(i * layerBytes, (i + 1) * layerBytes), 34 + i * (layerBytes + 18));
+    }
+    await synthesis.reconstruct(packed, positions, range, spread, placement);
+    assert.deepEqual(spread, expected);
+    for (const bad of [
+      { offsetBytes: -2, layerStrideBytes: layerBytes },
+      { offsetBytes: 0, layerStrideBytes: layerBytes - 2 },
+      { offsetBytes: 120, layerStrideBytes: 2 * layerBytes },
+      { offsetBytes: 0.5, layerStrideBytes: layerBytes },
+    ]) {
+      await assert.rejects(async () => synthesis.reconstruct(packed, positions, range, spread, bad));
+      await assert.rejects(async () => analysis.project(spread, positions, placed, bad));
+    }
+    analysis.close();
+    synthesis.close();
+  });
+
   test(`${name} turns NaN and Inf in a token into non-finite coefficients of that token alone`, async () => {
     const spec = transform(layout(2, 2, 16), null, 32, seededRandom(5));
     const rows = encodeRows(

@@ -12,6 +12,7 @@ import type {
   MatrixSource,
   PreparedMatrix,
   RowLayout,
+  RowPlacement,
   Synthesis,
   TransformSpec,
 } from './backend.ts';
@@ -19,11 +20,13 @@ import { dot } from './dense.ts';
 import {
   checkLayers,
   checkLayout,
+  checkPlacement,
   checkRange,
   checkRows,
   checkSpec,
   checkValues,
   layoutWidth,
+  rowBytes,
   rowWidth,
 } from './shapes.ts';
 
@@ -97,12 +100,12 @@ async function prepareAnalysis(spec: TransformSpec): Promise<Analysis> {
   const matrix = await readWhole(analysis);
   return {
     rank,
-    project: async (rows, positions, out) => {
+    project: async (rows, positions, out, placement) => {
       const tokens = positions.length;
-      checkRows(layout, layout.layers, tokens, rows);
+      const place = checkPlacement(layout, layout.layers, tokens, rows, placement);
       checkValues('coefficients', out, tokens, rank);
       const values = new Float64Array(tokens * width);
-      readRows(layout, rope, rows, positions, values);
+      readRows(layout, rope, taken(layout, layout.layers, tokens, rows, place), positions, values);
       for (let t = 0; t < tokens; t++) {
         const row = values.subarray(t * width, (t + 1) * width);
         for (let i = 0; i < width; i++) row[i]! -= mean[i]!;
@@ -121,12 +124,12 @@ async function prepareSynthesis(spec: TransformSpec): Promise<Synthesis> {
   const matrix = await readWhole(synthesis);
   return {
     rank,
-    reconstruct: async (coefficients, positions, range, out) => {
+    reconstruct: async (coefficients, positions, range, out, placement) => {
       checkLayers(layout, range);
       const tokens = positions.length;
       const layers = range.endLayer - range.startLayer;
       checkValues('coefficients', coefficients, tokens, rank);
-      checkRows(layout, layers, tokens, out);
+      const place = checkPlacement(layout, layers, tokens, out, placement);
       const start = range.startLayer * rowWidth(layout);
       const end = range.endLayer * rowWidth(layout);
       const values = new Float64Array(tokens * (end - start));
@@ -138,10 +141,40 @@ async function prepareSynthesis(spec: TransformSpec): Promise<Synthesis> {
           for (let i = start; i < end; i++) row[i - start]! += weight * matrix[k * width + i]!;
         }
       }
-      writeRows(layout, rope, values, positions, layers, out);
+      const rows = new Uint8Array(layers * tokens * rowBytes(layout));
+      writeRows(layout, rope, values, positions, layers, rows);
+      eachLayer(layout, layers, tokens, place, (from, to, at) => out.set(rows.subarray(from, to), at));
     },
     close: () => undefined,
   };
+}
+
+/** Placed engine rows, layer after layer. */
+function taken(
+  layout: RowLayout,
+  layers: number,
+  tokens: number,
+  bytes: Uint8Array,
+  placement: RowPlacement,
+): Uint8Array {
+  const rows = new Uint8Array(layers * tokens * rowBytes(layout));
+  const layerBytes = tokens * rowBytes(layout);
+  eachLayer(layout, layers, tokens, placement, (from, _to, at) => rows.set(bytes.subarray(at, at + layerBytes), from));
+  return rows;
+}
+
+/** Hands over where each layer's rows begin and end when packed, and where they are placed. */
+function eachLayer(
+  layout: RowLayout,
+  layers: number,
+  tokens: number,
+  { offsetBytes, layerStrideBytes }: RowPlacement,
+  take: (fromBytes: number, toBytes: number, placedBytes: number) => void,
+): void {
+  const layerBytes = tokens * rowBytes(layout);
+  for (let layer = 0; layer < layers; layer++) {
+    take(layer * layerBytes, (layer + 1) * layerBytes, offsetBytes + layer * layerStrideBytes);
+  }
 }
 
 /** Engine rows [layers][tokens][heads · headDim] → [tokens, width], RoPE undone. */

@@ -4,7 +4,7 @@
 import { KvtcError, invariant } from '../base/errors.ts';
 import type { LayerRange } from '../base/geometry.ts';
 import type { RopeDescription } from '../rope/description.ts';
-import type { RowLayout, TransformSpec } from './backend.ts';
+import type { RowLayout, RowPlacement, TransformSpec } from './backend.ts';
 
 /** Values per token and layer. */
 export function rowWidth(layout: RowLayout): number {
@@ -43,6 +43,29 @@ export function checkLayout(layout: RowLayout, rope: RopeDescription | null): vo
 export function checkRows(layout: RowLayout, layers: number, tokens: number, rows: Uint8Array): void {
   const expected = layers * tokens * rowBytes(layout);
   invariant(rows.length === expected, `engine rows take ${expected} bytes for ${tokens} tokens, got ${rows.length}`);
+}
+
+/** Where engine rows lie: as `placement` says, which must stay within the bytes, or layer after layer, filling them. */
+export function checkPlacement(
+  layout: RowLayout,
+  layers: number,
+  tokens: number,
+  bytes: Uint8Array,
+  placement: RowPlacement | undefined,
+): RowPlacement {
+  const layerBytes = tokens * rowBytes(layout);
+  if (placement === undefined) {
+    checkRows(layout, layers, tokens, bytes);
+    return { offsetBytes: 0, layerStrideBytes: layerBytes };
+  }
+  const { offsetBytes, layerStrideBytes } = placement;
+  const fits = Number.isSafeInteger(offsetBytes) && Number.isSafeInteger(layerStrideBytes);
+  const endBytes = offsetBytes + (layers - 1) * layerStrideBytes + layerBytes;
+  invariant(
+    fits && offsetBytes >= 0 && layerStrideBytes >= layerBytes && endBytes <= bytes.length,
+    `engine rows of ${layers} layers, ${layerStrideBytes} bytes apart from ${offsetBytes} on, in ${bytes.length} bytes`,
+  );
+  return placement;
 }
 
 export function checkValues(name: string, values: Float32Array, tokens: number, width: number): void {

@@ -17,6 +17,27 @@ export function rowBytesOf(view: StateView, stream: StreamKind): number {
 }
 
 /**
+ * Where the rows of a range lie within the state's bytes, when they lie in order and evenly: the first layer's first row,
+ * and how far each next layer is. Null where rows must be gathered: transposed values, cells out of order.
+ */
+export function placeRows(
+  view: StateView,
+  stream: StreamKind,
+  layers: LayerRange,
+  tokens: TokenRange,
+): { readonly offsetBytes: number; readonly layerStrideBytes: number } | null {
+  const offsets = (stream === 'key' ? view.keyOffsetsBytes : view.valueOffsetsBytes).slice(
+    layers.startLayer,
+    layers.endLayer,
+  );
+  const first = offsets[0] ?? 0;
+  const layerStrideBytes = (offsets[1] ?? view.bytes.length) - first;
+  const even = offsets.every((offset, layer) => offset === first + layer * layerStrideBytes);
+  if (!even || view.cellOfToken !== null || (stream === 'value' && view.vTransposed)) return null;
+  return { offsetBytes: first + tokens.startToken * rowBytesOf(view, stream), layerStrideBytes };
+}
+
+/**
  * Fills `out` with the rows of a range: [layers of the range][tokens of the range][row bytes], whatever the state's
  * cell order and value layout. `out` must have exactly that length. Ranges must lie within the state.
  */

@@ -4,7 +4,7 @@
 import { availableParallelism } from 'node:os';
 import type { RopeDescription } from '../../rope/description.ts';
 import type { Backend, MatrixSource, Precision, PreparedMatrix, RowLayout } from '../backend.ts';
-import { checkLayout, checkRange, checkRows, checkValues, layoutWidth } from '../shapes.ts';
+import { checkLayout, checkPlacement, checkRange, checkValues, layoutWidth } from '../shapes.ts';
 import { GgmlDevice } from './device.ts';
 import type { ConstantTensor } from './device.ts';
 import { GGML_TYPE } from './library.ts';
@@ -60,7 +60,7 @@ async function prepareMatrix(device: GgmlDevice, source: MatrixSource, precision
       for (const { startToken: start, tokens: taken } of slices(n, SLICE_ROWS)) {
         const rowsIn = x.subarray(start * columns, (start + taken) * columns);
         const rowsOut = out.subarray(start * count, (start + taken) * count);
-        await device.run((graph) => {
+        await device.runAlone((graph) => {
           const { library, context } = graph;
           const leaf = graph.tensor('f32', columns, taken);
           const wide = width === columns ? leaf : library.pad(context, leaf, width - columns, 0, 0, 0);
@@ -89,21 +89,21 @@ async function readRows(
   out: Float32Array,
 ): Promise<void> {
   checkLayout(layout, rope);
-  checkRows(layout, layout.layers, positions.length, rows);
+  const place = checkPlacement(layout, layout.layers, positions.length, rows, undefined);
   const width = layoutWidth(layout);
   checkValues('out', out, positions.length, width);
   await withRope(device, rope, async (prepared) => {
     for (const slice of slices(positions.length)) {
       const { startToken, tokens } = slice;
       const part = out.subarray(startToken * width, (startToken + tokens) * width);
-      await device.run((graph) => {
+      await device.runAlone((graph) => {
         const { library } = graph;
         const { leaves, values } = readRowsGraph(graph, layout, prepared, tokens);
         return {
           inputs: [leaves.rows, leaves.positions],
           outputs: [values],
           upload: () => {
-            uploadRows(library, leaves, layout, rows, slice);
+            uploadRows(library, leaves, layout, rows, place, slice);
             if (prepared !== null) uploadPositions(library, leaves, positions, slice);
           },
           download: () => library.tensorGet(values, part, 0, part.byteLength),
@@ -122,14 +122,14 @@ async function writeRows(
   out: Uint8Array,
 ): Promise<void> {
   checkLayout(layout, rope);
-  checkRows(layout, layout.layers, positions.length, out);
+  const place = checkPlacement(layout, layout.layers, positions.length, out, undefined);
   const width = layoutWidth(layout);
   checkValues('values', values, positions.length, width);
   await withRope(device, rope, async (prepared) => {
     for (const slice of slices(positions.length)) {
       const { startToken, tokens } = slice;
       const part = values.subarray(startToken * width, (startToken + tokens) * width);
-      await device.run((graph) => {
+      await device.runAlone((graph) => {
         const { library } = graph;
         const leaf = graph.tensor('f32', width, tokens);
         const leaves = writeRowsGraph(graph, layout, layout.layers, prepared, leaf, tokens);
@@ -140,7 +140,7 @@ async function writeRows(
             library.tensorSet(leaf, part, 0, part.byteLength);
             if (prepared !== null) uploadPositions(library, leaves, positions, slice);
           },
-          download: () => downloadRows(library, leaves, layout, layout.layers, out, slice),
+          download: () => downloadRows(library, leaves, layout, layout.layers, out, place, slice),
         };
       });
     }

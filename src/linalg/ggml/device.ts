@@ -1,23 +1,11 @@
-// Owns one ggml CPU backend: runs graphs one at a time off the JS thread, with one working buffer that all graphs share
-// and that grows to the largest of them. Does not know what the graphs mean.
+// Owns ggml's CPU: runs graphs off the JS thread, one at a time on all cores or several side by side on a share of them
+// each. Holds the constant tensors that graphs read. Does not know what the graphs mean.
 
 import { KvtcError, invariant } from '../../base/errors.ts';
+import { Lane, newContext } from './lane.ts';
 import { GGML_TYPE, ggmlLibrary } from './library.ts';
 import type { GgmlLibrary, GgmlType, Pointer } from './library.ts';
-
-/** More nodes than any graph here has. */
-const GRAPH_NODES = 64;
-
-/** Moves data between JS and a graph's tensors while the graph is allocated. */
-type Transfer = (library: GgmlLibrary) => void;
-
-/** What a graph builder returns: results to compute, and how data gets in and out. */
-export interface GraphJob {
-  readonly inputs: readonly Pointer[];
-  readonly outputs: readonly Pointer[];
-  readonly upload: Transfer;
-  readonly download: Transfer;
-}
+import type { GraphBuild } from './lane.ts';
 
 /** A tensor that stays allocated until closed: a matrix, a mean, frequency factors. */
 export interface ConstantTensor {
@@ -25,46 +13,43 @@ export interface ConstantTensor {
   close(): void;
 }
 
-/** Builds graphs of tensors. `tensor` makes an unallocated leaf. */
-export interface GraphBuilder {
-  readonly library: GgmlLibrary;
-  readonly context: Pointer;
-  tensor(type: GgmlType, ne0: number, ne1?: number, ne2?: number): Pointer;
-}
+/**
+ * Graphs side by side keep every core busy: while one waits for JS to bring its data or take its results, another
+ * multiplies, and a graph of one thread waits for no other.
+ */
+const MOST_LANES = 2;
 
-/** Closable. At most one graph runs at a time; later calls wait their turn. */
+/** Closable. Graphs wait their turn. */
 export class GgmlDevice {
   readonly threads: number;
   readonly library: GgmlLibrary;
-  private readonly backend: Pointer;
-  private readonly allocator: Pointer;
-  private readonly pool: Pointer | null;
+  /** One on all threads; the others share them. */
+  private readonly wide: Lane;
+  private readonly lanes: readonly Lane[];
   private readonly constants = new Set<() => void>();
-  private queue: Promise<unknown> = Promise.resolve();
-  private pending = 0;
   private closing = false;
 
   constructor(threads: number) {
     this.threads = threads;
     this.library = ggmlLibrary();
-    this.backend = allocated(this.library.deviceInit(this.library.cpuDevice(), null), 'a CPU backend');
-    this.library.setThreads(this.backend, threads);
-    // ggml would start threads anew for every graph, and a fresh thread can wait milliseconds for a core.
-    this.pool = this.library.threadPoolNew(threads);
-    if (this.pool !== null) this.library.setThreadPool(this.backend, this.pool);
-    this.allocator = allocated(this.library.allocatorNew(this.library.bufferType(this.backend)), 'a graph allocator');
+    const lanes = Math.min(threads, MOST_LANES);
+    this.wide = new Lane(this.library, threads);
+    this.lanes = Array.from({ length: lanes }, () => new Lane(this.library, Math.floor(threads / lanes)));
   }
 
-  /** Builds, allocates, uploads, computes and downloads one graph. Throws KVTC_BACKEND_FAILED when ggml fails. */
-  run(build: (graph: GraphBuilder) => GraphJob): Promise<void> {
+  /**
+   * Builds, allocates, uploads, computes and downloads one graph, beside others where there are cores for it. For callers
+   * that have several under way. Throws KVTC_BACKEND_FAILED when ggml fails.
+   */
+  run(build: GraphBuild): Promise<void> {
     invariant(!this.closing, 'numeric backend used after close');
-    this.pending++;
-    const job = this.queue.then(() => this.runNow(build));
-    this.queue = job.then(
-      () => this.settled(),
-      () => this.settled(),
-    );
-    return job;
+    return this.lanes.reduce((a, b) => (b.pending < a.pending ? b : a)).run(build);
+  }
+
+  /** As run, on all threads: for callers that wait for one graph at a time. */
+  runAlone(build: GraphBuild): Promise<void> {
+    invariant(!this.closing, 'numeric backend used after close');
+    return this.wide.run(build);
   }
 
   /** Allocates a tensor outside any graph and lets `fill` write it (a failure frees it). */
@@ -76,9 +61,9 @@ export class GgmlDevice {
   ): Promise<ConstantTensor> {
     invariant(!this.closing, 'numeric backend used after close');
     const { library } = this;
-    const context = this.newContext(1);
+    const context = newContext(library, 1);
     const tensor = library.newTensor(context, GGML_TYPE[type], ne0, ne1, 1, 1);
-    const buffer = library.allocateTensors(context, this.backend);
+    const buffer = library.allocateTensors(context, this.wide.backend);
     if (buffer === null) {
       library.free(context);
       throw new KvtcError('KVTC_BACKEND_FAILED', `no memory for a ${type} matrix of ${ne1} × ${ne0}`, {
@@ -108,74 +93,13 @@ export class GgmlDevice {
     this.closing = true;
     this.afterPending(() => {
       for (const release of this.constants) release();
-      this.library.allocatorFree(this.allocator);
-      this.library.backendFree(this.backend);
-      if (this.pool !== null) this.library.threadPoolFree(this.pool);
+      for (const lane of [this.wide, ...this.lanes]) lane.close();
     });
-  }
-
-  private settled(): void {
-    this.pending--;
   }
 
   private afterPending(action: () => void): void {
-    if (this.pending === 0) action();
-    else this.queue = this.queue.then(action);
+    const busy = [this.wide, ...this.lanes].filter((lane) => lane.pending > 0);
+    if (busy.length === 0) action();
+    else void Promise.all(busy.map((lane) => lane.idle())).then(action);
   }
-
-  private newContext(tensors: number): Pointer {
-    const { library } = this;
-    const bytes =
-      Number(library.tensorOverhead()) * (tensors + 1) +
-      (tensors > 1 ? Number(library.graphOverhead(GRAPH_NODES, false)) : 0) +
-      1024;
-    return allocated(library.init({ mem_size: bytes, mem_buffer: null, no_alloc: true }), 'a ggml context');
-  }
-
-  private async runNow(build: (graph: GraphBuilder) => GraphJob): Promise<void> {
-    const { library } = this;
-    const context = this.newContext(GRAPH_NODES);
-    try {
-      const job = build({
-        library,
-        context,
-        tensor: (type, ne0, ne1 = 1, ne2 = 1) => library.newTensor(context, GGML_TYPE[type], ne0, ne1, ne2, 1),
-      });
-      for (const input of job.inputs) library.setInput(input);
-      const graph = library.newGraph(context, GRAPH_NODES, false);
-      for (const output of job.outputs) {
-        library.setOutput(output);
-        library.expandGraph(graph, output);
-      }
-      if (!library.allocatorAlloc(this.allocator, graph)) {
-        throw new KvtcError('KVTC_BACKEND_FAILED', 'ggml could not allocate the working memory of a product');
-      }
-      job.upload(library);
-      await this.compute(graph);
-      job.download(library);
-    } finally {
-      library.free(context);
-    }
-  }
-
-  private compute(graph: Pointer): Promise<void> {
-    return new Promise((resolve, reject) => {
-      this.library.compute.async(this.backend, graph, (error, status) => {
-        if (error === null && status === 0) return resolve();
-        reject(
-          new KvtcError(
-            'KVTC_BACKEND_FAILED',
-            `ggml gave up a product with status ${status}`,
-            { status },
-            { cause: error },
-          ),
-        );
-      });
-    });
-  }
-}
-
-function allocated(pointer: Pointer | null, what: string): Pointer {
-  if (pointer === null) throw new KvtcError('KVTC_BACKEND_FAILED', `ggml could not make ${what}`);
-  return pointer;
 }

@@ -3,9 +3,10 @@
 // Does not know: matrices' contents, chunking.
 
 import type { RopeDescription } from '../../rope/description.ts';
-import type { RowLayout } from '../backend.ts';
+import type { RowLayout, RowPlacement } from '../backend.ts';
 import { rowBytes, rowWidth } from '../shapes.ts';
-import type { ConstantTensor, GraphBuilder } from './device.ts';
+import type { ConstantTensor } from './device.ts';
+import type { GraphBuilder } from './lane.ts';
 import { GGML_TYPE } from './library.ts';
 import type { GgmlLibrary, Pointer } from './library.ts';
 
@@ -21,11 +22,10 @@ export interface PreparedRope {
   readonly factors: Pointer | null;
 }
 
-/** Tokens [startToken, startToken + tokens) of a call's `totalTokens`; engine rows are layer-major, so they are strided. */
+/** Tokens [startToken, startToken + tokens) of a call. */
 export interface TokenSlice {
   readonly startToken: number;
   readonly tokens: number;
-  readonly totalTokens: number;
 }
 
 /** Leaves for a slice of engine rows and its positions. */
@@ -86,33 +86,35 @@ export function uploadPositions(
   library.tensorSet(leaves.positions, part, 0, part.byteLength);
 }
 
-/** Copies a slice of tokens of `layers` layers from engine rows into the rows tensor. */
+/** Copies a slice of tokens from engine rows, placed so for the whole call, into the rows tensor. */
 export function uploadRows(
   library: GgmlLibrary,
   leaves: RowLeaves,
   layout: RowLayout,
   rows: Uint8Array,
+  placement: RowPlacement,
   slice: TokenSlice,
 ): void {
   const bytes = rowBytes(layout);
   const run = slice.tokens * bytes;
-  const from = rows.subarray(slice.startToken * bytes);
-  library.tensorSet2d(leaves.rows, from, 0, run, layout.layers, run, slice.totalTokens * bytes);
+  const from = rows.subarray(placement.offsetBytes + slice.startToken * bytes);
+  library.tensorSet2d(leaves.rows, from, 0, run, layout.layers, run, placement.layerStrideBytes);
 }
 
-/** Copies the rows tensor into a slice of tokens of engine rows. */
+/** Copies the rows tensor into a slice of tokens of engine rows, placed so for the whole call. */
 export function downloadRows(
   library: GgmlLibrary,
   leaves: RowLeaves,
   layout: RowLayout,
   layers: number,
   out: Uint8Array,
+  placement: RowPlacement,
   slice: TokenSlice,
 ): void {
   const bytes = rowBytes(layout);
   const run = slice.tokens * bytes;
-  const to = out.subarray(slice.startToken * bytes);
-  library.tensorGet2d(leaves.rows, to, 0, run, layers, run, slice.totalTokens * bytes);
+  const to = out.subarray(placement.offsetBytes + slice.startToken * bytes);
+  library.tensorGet2d(leaves.rows, to, 0, run, layers, run, placement.layerStrideBytes);
 }
 
 function rotate(
@@ -164,7 +166,7 @@ export async function prepareRope(
 export function slices(totalTokens: number, most: number = SLICE_TOKENS): TokenSlice[] {
   const found: TokenSlice[] = [];
   for (let startToken = 0; startToken < totalTokens; startToken += most) {
-    found.push({ startToken, tokens: Math.min(most, totalTokens - startToken), totalTokens });
+    found.push({ startToken, tokens: Math.min(most, totalTokens - startToken) });
   }
   return found;
 }

@@ -2,7 +2,7 @@
 // graph per slice of tokens. Does not know: plans, quantisers, engines' state formats.
 
 import type { Analysis, Synthesis, TransformSpec } from '../backend.ts';
-import { checkLayers, checkRows, checkSpec, checkValues, layoutWidth, rowWidth } from '../shapes.ts';
+import { checkLayers, checkPlacement, checkSpec, checkValues, layoutWidth, rowWidth } from '../shapes.ts';
 import type { ConstantTensor, GgmlDevice } from './device.ts';
 import { GGML_TYPE } from './library.ts';
 import { loadMatrix, loadTransposed, loadVector, padded } from './matrix.ts';
@@ -28,9 +28,9 @@ export async function prepareAnalysis(device: GgmlDevice, spec: TransformSpec): 
   const held = await loadAll(device, spec, () => loadMatrix(device, analysis, precision));
   return {
     rank,
-    async project(rows, positions, out) {
+    async project(rows, positions, out, placement) {
       const totalTokens = positions.length;
-      checkRows(layout, layout.layers, totalTokens, rows);
+      const place = checkPlacement(layout, layout.layers, totalTokens, rows, placement);
       checkValues('coefficients', out, totalTokens, rank);
       const sums = new Float32Array(SLICE_TOKENS);
       for (const slice of slices(totalTokens)) {
@@ -48,7 +48,7 @@ export async function prepareAnalysis(device: GgmlDevice, spec: TransformSpec): 
             inputs: [leaves.rows, leaves.positions],
             outputs: [coefficients, sum],
             upload: () => {
-              uploadRows(library, leaves, layout, rows, slice);
+              uploadRows(library, leaves, layout, rows, place, slice);
               if (held.rope !== null) uploadPositions(library, leaves, positions, slice);
             },
             download: () => {
@@ -75,12 +75,12 @@ export async function prepareSynthesis(device: GgmlDevice, spec: TransformSpec):
   const held = await loadAll(device, spec, () => loadTransposed(device, synthesis, precision));
   return {
     rank,
-    async reconstruct(coefficients, positions, range, out) {
+    async reconstruct(coefficients, positions, range, out, placement) {
       checkLayers(layout, range);
       const layers = range.endLayer - range.startLayer;
       const totalTokens = positions.length;
       checkValues('coefficients', coefficients, totalTokens, rank);
-      checkRows(layout, layers, totalTokens, out);
+      const place = checkPlacement(layout, layers, totalTokens, out, placement);
       const width = layers * rowWidth(layout);
       const offset = range.startLayer * rowWidth(layout);
       for (const slice of slices(totalTokens)) {
@@ -102,7 +102,7 @@ export async function prepareSynthesis(device: GgmlDevice, spec: TransformSpec):
               library.tensorSet(leaf, part, 0, part.byteLength);
               if (held.rope !== null) uploadPositions(library, leaves, positions, slice);
             },
-            download: () => downloadRows(library, leaves, layout, layers, out, slice),
+            download: () => downloadRows(library, leaves, layout, layers, out, place, slice),
           };
         });
       }
