@@ -24,7 +24,18 @@ const ARROWS: Readonly<Record<string, { readonly code: readonly string[]; readon
   calibration: { code: ['base', 'rope', 'linalg', 'codec', 'profile'] },
   'engines/llama': { code: ['base', 'rope', 'native'], types: ['profile'] },
   cache: {
-    code: ['base', 'native', 'rope', 'linalg', 'container', 'profile', 'codec', 'calibration', 'engines/llama'],
+    code: [
+      'base',
+      'native',
+      'rope',
+      'linalg',
+      'container',
+      'profile',
+      'codec',
+      'calibration',
+      'engines/llama',
+      'sensitivity',
+    ],
   },
   evaluation: {
     code: [

@@ -20,7 +20,7 @@ import { inspect } from '../src/cache/inspect.ts';
 import { restoreLayers } from '../src/cache/restore.ts';
 import { openTransforms } from '../src/cache/transforms.ts';
 import type { Sensitivity } from '../src/calibration/sensitivity-file.ts';
-import { writeSensitivity } from '../src/calibration/sensitivity-file.ts';
+import { readSensitivity, writeSensitivity } from '../src/calibration/sensitivity-file.ts';
 import { canonicalJson } from '../src/container/canonical-json.ts';
 import { SectionKind } from '../src/container/format.ts';
 import { openContainer } from '../src/container/reader.ts';
@@ -63,7 +63,7 @@ before(async () => {
     await calibrate({
       ...tinyCalibration(world.modelPath, paths[name]),
       codec: 'wtc',
-      ...(name === 'plain' ? {} : { sensitivity: at(`${name}.sensitivity`) }),
+      sensitivity: name === 'plain' ? 'none' : at(`${name}.sensitivity`),
     });
   }
 });
@@ -309,8 +309,30 @@ test('the same cache gives the same container, and the same texts the same profi
     assert.deepEqual((await through(coder, {})).bytes, (await through(coder, {})).bytes);
   });
   const again = join(world.directory, 'again');
-  await calibrate({ ...tinyCalibration(world.modelPath, again), codec: 'wtc' });
+  await calibrate({ ...tinyCalibration(world.modelPath, again), codec: 'wtc', sensitivity: 'none' });
   assert.deepEqual(await readFile(again), await readFile(paths.plain));
+});
+
+test('sensitivity is measured by forward passes unless told otherwise, and kept with the work', async () => {
+  const output = join(world.directory, 'measured');
+  const options = { ...tinyCalibration(world.modelPath, output), codec: 'wtc', keepWork: true } as const;
+  const result = await calibrate(options);
+  assert.equal(result.sensitivity, 'forward');
+  assert.ok(result.sensitivityMs > 0 && result.predicted !== null);
+  const kept = join(`${output}.work`, 'sensitivity.safetensors');
+  assert.equal((await readSensitivity(kept)).method, 'forward');
+  const bytes = await readFile(output);
+  const again = await calibrate({ ...options, sensitivity: kept });
+  assert.deepEqual([again.sensitivity, again.sensitivityMs], ['forward', 0]);
+  assert.deepEqual(await readFile(output), bytes, 'measured or read, the profile is the same');
+  for (const [path, method] of [
+    [output, 'forward'],
+    [paths.plain, 'none'],
+  ] as const) {
+    const profile = await openProfile(path);
+    await profile.close();
+    assert.equal(profile.provenance.sensitivity, method);
+  }
 });
 
 test('a step may be given instead of a ratio', async () => {

@@ -1,6 +1,7 @@
 // Joins the engine and the calibration room: texts → tokens → prefill → rows → profile.
 // Does not know: moments, bases, plans, files' layouts.
 
+import { join } from 'node:path';
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
@@ -13,12 +14,14 @@ import type { DocumentRows } from '../calibration/collect.ts';
 import type { TextGroup } from '../calibration/sample.ts';
 import { sampleDocuments } from '../calibration/sample.ts';
 import { readMeasuredMoments } from '../calibration/measured-moments.ts';
+import type { Sensitivity } from '../calibration/sensitivity-file.ts';
 import { readSensitivity } from '../calibration/sensitivity-file.ts';
 import type { LlamaContext, LlamaModel } from '../engines/llama/session.ts';
 import { openModel } from '../engines/llama/session.ts';
 import { gatherRows, parseState, rowBytesOf } from '../engines/llama/state.ts';
 import type { Backend } from '../linalg/backend.ts';
 import { openGgmlBackend } from '../linalg/ggml/backend.ts';
+import { measureSensitivity } from '../sensitivity/measure.ts';
 
 /** 20 000 tokens fit a first profile in minutes; 100 000 and more lower the KL further (docs/results.md). */
 const SAMPLE_DEFAULTS = { tokens: 20_000, documentTokens: 2048 } as const;
@@ -38,7 +41,10 @@ export interface CalibrateModelOptions extends RunOptions {
   readonly documentTokens?: number | undefined;
   /** Which codec the profile is for; default the paper's. */
   readonly codec?: 'paper' | 'wtc' | undefined;
-  /** wtc: a sensitivity file of this model (docs/format/sensitivity.md). */
+  /**
+   * wtc: a sensitivity file of this model (docs/format/sensitivity.md), or `none`: all errors count alike then. Default:
+   * it is measured by forward passes on the same texts and kept in the work directory.
+   */
   readonly sensitivity?: string | undefined;
   /** wtc: how far predicted importances of tokens move their steps (default 0.3; 0 for not at all). */
   readonly exponent?: number | undefined;
@@ -61,6 +67,10 @@ export interface ModelCalibration extends CalibrationResult {
   /** Of the documents that the moments come from and, unless these were measured elsewhere, the held-out ones. */
   readonly tokens: number;
   readonly documents: number;
+  /** wtc: what told the output's sensitivity to errors; null for the paper's codec. */
+  readonly sensitivity: 'none' | 'forward' | 'gradient' | null;
+  /** Time that measuring it took; 0 where it was not measured. */
+  readonly sensitivityMs: number;
   /** The engine's own time within `elapsedMs.collect`. */
   readonly prefillMs: number;
 }
@@ -68,7 +78,7 @@ export interface ModelCalibration extends CalibrationResult {
 /**
  * Learns a profile of a model from texts and writes it (safetensors, docs/format/profile.md). Model weights stay
  * untouched. Interrupted runs resume when called again with the same texts and settings.
- * Events: phases `moments`, `held-out`, `basis`, `plan`.
+ * Events: phases `sensitivity`, `moments`, `held-out`, `basis`, `plan`.
  * Throws KVTC_CALIBRATION_TEXT_SHORT, KVTC_OPTION_INVALID, KVTC_SENSITIVITY_MALFORMED, KVTC_MODEL_UNSUPPORTED, KVTC_ENGINE_*, KVTC_ROWS_NOT_FINITE,
  * KVTC_MOMENTS_*, KVTC_MODEL_MISMATCH, KVTC_WRITE_FAILED, KVTC_ABORTED. Source: paper §3.1-3.2, B.1.
  */
@@ -96,8 +106,9 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
   const model = await openModel(options.model, { threads: options.threads, signal });
   const backend = openGgmlBackend({ threads: options.threads });
   try {
-    const sensitivity =
-      options.sensitivity === undefined ? undefined : await readSensitivity(options.sensitivity, model.identity);
+    const startedMs = performance.now();
+    const sensitivity = await sensitivityOf(options, model, backend);
+    const sensitivityMs = options.sensitivity === undefined ? performance.now() - startedMs : 0;
     const moments =
       options.moments === undefined ? undefined : await readMeasuredMoments(options.moments, model.identity);
     const sinks = options.sinks ?? moments?.sinks ?? CALIBRATION_DEFAULTS.sinks;
@@ -144,9 +155,10 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
         signal,
         onEvent,
       });
+      const method = options.codec === 'wtc' ? (sensitivity?.method ?? 'none') : null;
       const used = moments?.documents ?? documents;
       const usedTokens = used.reduce((sum, document) => sum + document.tokens.length, 0);
-      return { ...result, tokens: usedTokens, documents: used.length, prefillMs };
+      return { ...result, tokens: usedTokens, documents: used.length, sensitivity: method, sensitivityMs, prefillMs };
     } finally {
       context.close();
     }
@@ -154,6 +166,26 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
     backend.close();
     model.close();
   }
+}
+
+/** Read or measured; undefined where errors count alike, and for a share of a calibration, which fits nothing. */
+async function sensitivityOf(
+  { codec, sensitivity, texts, output, workDirectory, part, signal, onEvent }: CalibrateModelOptions,
+  model: LlamaModel,
+  backend: Backend,
+): Promise<Sensitivity | undefined> {
+  if (codec !== 'wtc' || sensitivity === 'none' || (part !== undefined && part.count > 1)) return undefined;
+  if (sensitivity !== undefined) return readSensitivity(sensitivity, model.identity);
+  const directory = workDirectory ?? `${output}.work`;
+  return measureSensitivity({
+    model,
+    backend,
+    texts,
+    output: join(directory, 'sensitivity.safetensors'),
+    workDirectory: join(directory, 'sensitivity'),
+    signal,
+    onEvent,
+  });
 }
 
 /** Rows of the context's sequence 0 with RoPE undone, from the first token after the sinks. */

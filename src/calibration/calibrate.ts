@@ -9,7 +9,7 @@ import { throwIfAborted } from '../base/events.ts';
 import type { StreamKind } from '../base/geometry.ts';
 import { RANK_STEP } from '../codec/paper/plan.ts';
 import type { Backend } from '../linalg/backend.ts';
-import type { ModelIdentity, RatioPlans, StepPoint } from '../profile/profile.ts';
+import type { ModelIdentity, Provenance, RatioPlans, StepPoint } from '../profile/profile.ts';
 import type { ProfileContents } from '../profile/write-profile.ts';
 import { writeProfile } from '../profile/write-profile.ts';
 import { writeWtcProfile } from '../profile/write-wtc.ts';
@@ -135,7 +135,7 @@ export async function calibrateDocuments(options: CalibrateOptions): Promise<Cal
     );
   }
   const collectMs = performance.now() - startedMs;
-  const provenance = {
+  const provenance: Provenance = {
     seed: setting.seed,
     rows,
     heldOutRows: held.rowCount,
@@ -148,6 +148,7 @@ export async function calibrateDocuments(options: CalibrateOptions): Promise<Cal
       }),
     ),
     producer: options.producer,
+    ...(options.codec === 'wtc' ? { sensitivity: options.sensitivity?.method ?? 'none' } : {}),
   };
   const common = { model, provenance, quality: [] };
   const fit = options.codec === 'wtc' ? writeWtc : writePaper;

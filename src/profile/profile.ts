@@ -26,6 +26,8 @@ export interface Provenance {
   readonly documents: readonly { readonly source: string; readonly sha256: string; readonly tokens: number }[];
   readonly producer: string;
 }
+  /** What told the output's sensitivity to errors (docs/format/sensitivity.md); profiles of wtc alone have it. */
+  readonly sensitivity?: 'none' | 'forward' | 'gradient' | undefined;
 
 /** One measured point of a profile: what a ratio cost on which text. */
 export interface QualityPoint {

@@ -2,14 +2,16 @@
 // attention outputs (attention.ts): metrics up to a factor per head, and importances of tokens.
 // Does not know: how outputs' energies cost the model, files.
 
-import { KvtcError } from '../base/errors.ts';
+import { KvtcError, invariant } from '../base/errors.ts';
+import { throwIfAborted } from '../base/events.ts';
 import type { StreamKind } from '../base/geometry.ts';
 import { STREAMS, headDim } from '../base/geometry.ts';
 import { seededRandom } from '../base/random.ts';
 import type { HeadMetrics } from '../calibration/sensitivity-file.ts';
 import { factorMetrics } from '../calibration/weighted-basis.ts';
 import type { Gguf } from '../engines/llama/gguf.ts';
-import type { LlamaModel } from '../engines/llama/session.ts';
+import { readGguf } from '../engines/llama/gguf.ts';
+import type { LlamaContext, LlamaModel } from '../engines/llama/session.ts';
 import { parseState } from '../engines/llama/state.ts';
 import type { TensorTap } from '../engines/llama/tap.ts';
 import type { Backend } from '../linalg/backend.ts';
@@ -22,17 +24,16 @@ import type { ProbeDocument } from './noise-probes.ts';
 /** Residual stream plus attention output, as llama.cpp names it in all graphs with separate norms. */
 const RESIDUAL_NAME = 'ffn_inp-';
 
-export interface AttentionCosts {
-  /** Mean over documents, in units of energy of the layer's attention output. */
+/** What one document showed. */
+export interface DocumentCosts extends ResidualSums {
+  /** In units of energy of the layer's attention output. */
   readonly metrics: Readonly<Record<StreamKind, HeadMetrics>>;
-  /** Per document f32[prefix tokens]: mean over heads of a token's cost over the mean token's; NaN outside the range. */
-  readonly importance: readonly Readonly<Record<StreamKind, Float32Array>>[];
-  /** f64[layers]: mean squared length of the residual stream after each layer's attention. The next norm divides by it. */
-  readonly residualEnergy: Float64Array;
+  /** f32[prefix tokens]: mean over heads of a token's cost over the mean token's; NaN outside the range. */
+  readonly importance: Readonly<Record<StreamKind, Float32Array>>;
 }
 
-/** Sums of squares of the residual stream, and rows summed, by layer. */
-interface ResidualSums {
+/** By layer: sums of squares of the residual stream after its attention, and rows summed. */
+export interface ResidualSums {
   readonly energies: Float64Array;
   readonly counts: Float64Array;
 }
@@ -45,8 +46,13 @@ export interface CostsOptions {
   /** (query, token) pairs per query head and document that estimate the key metric. */
   readonly pairs: number;
   readonly signal?: AbortSignal | undefined;
-  /** Called with each prefix's cache when its document is done; the bytes are the callee's. */
-  readonly onDocument?: ((done: number, prefix: Uint8Array) => void) | undefined;
+}
+
+/** Holds two contexts of the model: close it. */
+export interface CostMeter {
+  /** Costs of the document that stands at `index` of the sample, which chooses its random pairs. */
+  measure(document: ProbeDocument, index: number): Promise<DocumentCosts>;
+  close(): void;
 }
 
 /** Factors of the output Gram matrices of all layers, as `attentionCosts` takes them. */
@@ -60,106 +66,172 @@ async function outputFactors(gguf: Gguf, layers: number, dim: number, backend: B
 }
 
 /**
- * Costs over documents. The model must run an f32 or f16 copy whose GGUF is `gguf`.
- * Throws KVTC_MODEL_UNSUPPORTED when the graph has no rotated queries by the usual name, KVTC_ENGINE_FAILED.
+ * Opens a meter for documents of up to `contextTokens`. Any weights will do: queries, keys and values of a quantised model
+ * are as good, and its output projection is dequantised. Throws KVTC_MODEL_UNSUPPORTED when heads of keys and values differ
+ * in size or a projection is missing; `measure` does when the graph has no rotated queries or residuals by the usual
+ * names. Both throw KVTC_ENGINE_FAILED, KVTC_ABORTED.
  */
-export async function attentionCosts(
+export async function openCostMeter(
   model: LlamaModel,
-  gguf: Gguf,
-  documents: readonly ProbeDocument[],
+  contextTokens: number,
   options: CostsOptions,
-): Promise<AttentionCosts> {
+): Promise<CostMeter> {
+  const { layers, keyHeadDim, valueHeadDim: dim } = model.identity.geometry;
+  if (keyHeadDim !== dim) {
+    const message = `key heads of ${keyHeadDim} and value heads of ${dim}: forward sensitivities want them alike`;
+    throw new KvtcError('KVTC_MODEL_UNSUPPORTED', message, { keyHeadDim, valueHeadDim: dim });
+  }
+  const factors = await outputFactors(await readGguf(model.path), layers, dim, options.backend);
+  const plain = await model.createContext({ contextTokens, microBatchTokens: Math.min(512, contextTokens) });
+  const seen: Seen = {
+    queries: new Map(),
+    energies: new Float64Array(layers),
+    counts: new Float64Array(layers),
+  };
+  try {
+    const watched = await model.createContext({ contextTokens, tap: queryTap(seen) });
+    return {
+      measure: (document, index) => measureDocument(model, { plain, watched, seen, factors }, document, index, options),
+      close: () => {
+        watched.close();
+        plain.close();
+      },
+    };
+  } catch (error) {
+    plain.close();
+    throw error;
+  }
+}
+
+/** What the tap saw in the last decode. */
+interface Seen extends ResidualSums {
+  readonly queries: Map<number, Float32Array>;
+}
+
+interface MeterParts {
+  readonly plain: LlamaContext;
+  readonly watched: LlamaContext;
+  readonly seen: Seen;
+  /** Per layer, of all query heads. */
+  readonly factors: readonly Float64Array[];
+}
+
+async function measureDocument(
+  model: LlamaModel,
+  { plain, watched, seen, factors }: MeterParts,
+  document: ProbeDocument,
+  index: number,
+  { backend, sinks, window, seed, pairs, signal }: CostsOptions,
+): Promise<DocumentCosts> {
   const { geometry, rope } = model.identity;
   const { layers, kvHeads } = geometry;
   const dim = headDim(geometry, 'value');
-  const { backend, sinks, window, seed, pairs, signal } = options;
-  const factors = await outputFactors(gguf, layers, dim, backend);
-  const sums: Record<StreamKind, Float64Array> = {
-    key: new Float64Array(layers * kvHeads * dim * dim),
-    value: new Float64Array(layers * kvHeads * dim * dim),
+  const heads = layers * kvHeads;
+  const random = seededRandom(seed + index);
+  plain.clear();
+  await plain.decode(document.prefix, { logits: 'none', signal });
+  watched.clear();
+  watched.setState(plain.getState());
+  seen.queries.clear();
+  seen.energies.fill(0);
+  seen.counts.fill(0);
+  await watched.decode(document.continuation, { logits: 'none', signal });
+  const view = parseState(watched.getState());
+  const range = { startToken: sinks, endToken: document.prefix.length - window };
+  const blocks = { key: new Float32Array(heads * dim * dim), value: new Float32Array(heads * dim * dim) };
+  const scores: Record<StreamKind, Float32Array> = {
+    key: new Float32Array(document.prefix.length).fill(NaN),
+    value: new Float32Array(document.prefix.length).fill(NaN),
   };
-  const importance: Record<StreamKind, Float32Array>[] = [];
-  const random = seededRandom(seed);
-  const plain = await model.createContext({ contextTokens: longest(documents), microBatchTokens: 512 });
-  const queries = new Map<number, Float32Array>();
-  const residuals = { energies: new Float64Array(layers), counts: new Float64Array(layers) };
-  const tap = queryTap(queries, residuals);
-  const watched = await model.createContext({ contextTokens: longest(documents), tap });
-  try {
-    for (const [index, document] of documents.entries()) {
-      plain.clear();
-      await plain.decode(document.prefix, { logits: 'none', signal });
-      watched.clear();
-      const prefix = plain.getState();
-      watched.setState(prefix);
-      queries.clear();
-      await watched.decode(document.continuation, { logits: 'none', signal });
-      const view = parseState(watched.getState());
-      const range = { startToken: sinks, endToken: document.prefix.length - window };
-      const scores: Record<StreamKind, Float32Array> = {
-        key: new Float32Array(document.prefix.length).fill(NaN),
-        value: new Float32Array(document.prefix.length).fill(NaN),
-      };
-      for (const stream of STREAMS) scores[stream].fill(0, range.startToken, range.endToken);
-      for (let layer = 0; layer < layers; layer++) {
-        const keys = layerRows(view, 'key', layer);
-        const values = layerRows(view, 'value', layer);
-        const asked = layerQueries(queries, layer, document.continuation.length, kvHeads * dim);
-        const queryHeads = asked.length / document.continuation.length / dim;
-        for (let h = 0; h < kvHeads; h++) {
-          const rows: HeadRows = {
-            headDim: dim,
-            keys: headColumns(keys, kvHeads * dim, h, dim),
-            values: headColumns(values, kvHeads * dim, h, dim),
-            readers: Array.from({ length: queryHeads / kvHeads }, (_, g) => {
-              const head = (h * queryHeads) / kvHeads + g;
-              return {
-                queries: headColumns(asked, queryHeads * dim, head, dim),
-                outputFactor: (factors[layer] as Float64Array).subarray(head * dim * dim, (head + 1) * dim * dim),
-              };
-            }),
-            rope,
+  for (const stream of STREAMS) scores[stream].fill(0, range.startToken, range.endToken);
+  for (let layer = 0; layer < layers; layer++) {
+    throwIfAborted(signal);
+    const keys = layerRows(view, 'key', layer);
+    const values = layerRows(view, 'value', layer);
+    const asked = layerQueries(seen.queries, layer, document.continuation.length, kvHeads * dim);
+    const queryHeads = asked.length / document.continuation.length / dim;
+    for (let h = 0; h < kvHeads; h++) {
+      const rows: HeadRows = {
+        headDim: dim,
+        keys: headColumns(keys, kvHeads * dim, h, dim),
+        values: headColumns(values, kvHeads * dim, h, dim),
+        readers: Array.from({ length: queryHeads / kvHeads }, (_, g) => {
+          const head = (h * queryHeads) / kvHeads + g;
+          return {
+            queries: headColumns(asked, queryHeads * dim, head, dim),
+            outputFactor: (factors[layer] as Float64Array).subarray(head * dim * dim, (head + 1) * dim * dim),
           };
-          const costs = await headCosts(rows, range, pairs, random, backend);
-          const at = (layer * kvHeads + h) * dim * dim;
-          addInto(sums.key.subarray(at, at + dim * dim), costs.keyMetric, 1 / documents.length);
-          addInto(sums.value.subarray(at, at + dim * dim), costs.valueMetric, 1 / documents.length);
-          addRelative(scores.key.subarray(range.startToken), costs.keyImportance, layers * kvHeads);
-          addRelative(scores.value.subarray(range.startToken), costs.valueImportance, layers * kvHeads);
-        }
-      }
-      importance.push(scores);
-      options.onDocument?.(index + 1, prefix);
+        }),
+        rope,
+      };
+      const costs = await headCosts(rows, range, pairs, random, backend);
+      const at = (layer * kvHeads + h) * dim * dim;
+      blocks.key.set(costs.keyMetric, at);
+      blocks.value.set(costs.valueMetric, at);
+      addRelative(scores.key.subarray(range.startToken), costs.keyImportance, heads);
+      addRelative(scores.value.subarray(range.startToken), costs.valueImportance, heads);
     }
-  } finally {
-    watched.close();
-    plain.close();
   }
-  const metrics = (stream: StreamKind): HeadMetrics => ({
-    heads: layers * kvHeads,
-    headDim: dim,
-    blocks: Float32Array.from(sums[stream]),
-  });
+  if (seen.counts.every((count) => count === 0)) {
+    throw new KvtcError('KVTC_MODEL_UNSUPPORTED', `the engine's graph has no tensors ${RESIDUAL_NAME}N`);
+  }
+  const metrics = (stream: StreamKind): HeadMetrics => ({ heads, headDim: dim, blocks: blocks[stream] });
   return {
     metrics: { key: metrics('key'), value: metrics('value') },
-    importance,
-    residualEnergy: meanResiduals(residuals),
+    importance: scores,
+    energies: seen.energies.slice(),
+    counts: seen.counts.slice(),
   };
 }
 
-function longest(documents: readonly ProbeDocument[]): number {
-  return documents.reduce((most, { prefix, continuation }) => Math.max(most, prefix.length + continuation.length), 0);
+/** Mean metrics over documents, added one by one, and the mean squared length of the residual stream. */
+export class CostSums {
+  private documents = 0;
+  private readonly metrics: Partial<Record<StreamKind, { readonly first: HeadMetrics; readonly sums: Float64Array }>> =
+    {};
+  private residuals: ResidualSums | null = null;
+
+  add({ metrics, energies, counts }: DocumentCosts): void {
+    this.documents++;
+    for (const stream of STREAMS) {
+      const first = metrics[stream];
+      const { sums } = (this.metrics[stream] ??= { first, sums: new Float64Array(first.blocks.length) });
+      for (let i = 0; i < sums.length; i++) sums[i]! += first.blocks[i]!;
+    }
+    this.residuals ??= { energies: new Float64Array(energies.length), counts: new Float64Array(counts.length) };
+    for (let layer = 0; layer < energies.length; layer++) {
+      this.residuals.energies[layer]! += energies[layer]!;
+      this.residuals.counts[layer]! += counts[layer]!;
+    }
+  }
+
+  /** Throws nothing; at least one document was added. */
+  mean(): AttentionCosts {
+    const mean = (stream: StreamKind): HeadMetrics => {
+      const found = this.metrics[stream];
+      invariant(found !== undefined, 'a document was added');
+      return { ...found.first, blocks: Float32Array.from(found.sums, (sum) => sum / this.documents) };
+    };
+    invariant(this.residuals !== null, 'a document was added');
+    return { metrics: { key: mean('key'), value: mean('value') }, residualEnergy: meanResiduals(this.residuals) };
+  }
+}
+
+export interface AttentionCosts {
+  readonly metrics: Readonly<Record<StreamKind, HeadMetrics>>;
+  /** f64[layers]: mean squared length of the residual stream after each layer's attention. The next norm divides by it. */
+  readonly residualEnergy: Float64Array;
 }
 
 /** Keeps every layer's rotated queries of the last decode, in order of tokens, and sums the residual stream's energy. */
-function queryTap(queries: Map<number, Float32Array>, residuals: ResidualSums): TensorTap {
+function queryTap({ queries, energies, counts }: Seen): TensorTap {
   return {
     wants: (name, operation) => (operation === 'ROPE' && name.startsWith('Qcur-')) || name.startsWith(RESIDUAL_NAME),
     take: ({ name, dims, values }) => {
       if (name.startsWith(RESIDUAL_NAME)) {
         const layer = Number(name.slice(RESIDUAL_NAME.length));
-        for (const value of values) residuals.energies[layer]! += value * value;
-        residuals.counts[layer]! += values.length / (dims[0] ?? 1);
+        for (const value of values) energies[layer]! += value * value;
+        counts[layer]! += values.length / (dims[0] ?? 1);
         return;
       }
       const layer = Number(name.slice('Qcur-'.length));
@@ -175,9 +247,7 @@ function queryTap(queries: Map<number, Float32Array>, residuals: ResidualSums): 
 /** The engine drops rows without logits in the last layer; a layer not seen is taken as the one before. */
 function meanResiduals({ energies, counts }: ResidualSums): Float64Array {
   let last = NaN;
-  const means = energies.map((energy, layer) => (last = counts[layer]! > 0 ? energy / counts[layer]! : last));
-  if (means.every(Number.isFinite)) return means;
-  throw new KvtcError('KVTC_MODEL_UNSUPPORTED', `the engine's graph has no tensors ${RESIDUAL_NAME}N`);
+  return energies.map((energy, layer) => (last = counts[layer]! > 0 ? energy / counts[layer]! : last));
 }
 
 function layerQueries(
@@ -192,10 +262,6 @@ function layerQueries(
     throw new KvtcError('KVTC_MODEL_UNSUPPORTED', message, { layer });
   }
   return found;
-}
-
-function addInto(sum: Float64Array, part: Float64Array, weight: number): void {
-  for (let i = 0; i < sum.length; i++) sum[i]! += weight * part[i]!;
 }
 
 /** Adds costs over their mean, as one of `heads` equal shares. A head that nothing reads adds an even share. */

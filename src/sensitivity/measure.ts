@@ -1,6 +1,8 @@
 // Measures a model's sensitivity by forward passes alone: texts → engine → attention costs, noise probes → the file that
 // kvtc_collect writes by gradients. Does not know how sensitivities are used.
 
+import { createHash } from 'node:crypto';
+import { rm } from 'node:fs/promises';
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
@@ -9,19 +11,18 @@ import { STREAMS } from '../base/geometry.ts';
 import { seededRandom } from '../base/random.ts';
 import { PRODUCER } from '../base/version.ts';
 import type { TextGroup } from '../calibration/sample.ts';
-import { sampleDocuments } from '../calibration/sample.ts';
+import { hashTokens, sampleDocuments } from '../calibration/sample.ts';
 import type { HeadMetrics, Sensitivity, TokenImportance } from '../calibration/sensitivity-file.ts';
 import { writeSensitivity } from '../calibration/sensitivity-file.ts';
 import { factorMetrics } from '../calibration/weighted-basis.ts';
-import { readGguf } from '../engines/llama/gguf.ts';
 import type { LlamaModel } from '../engines/llama/session.ts';
-import { openModel } from '../engines/llama/session.ts';
-import { openGgmlBackend } from '../linalg/ggml/backend.ts';
+import type { Backend } from '../linalg/backend.ts';
 import type { ModelIdentity } from '../profile/profile.ts';
-import type { AttentionCosts } from './attention-costs.ts';
-import { attentionCosts } from './attention-costs.ts';
+import type { AttentionCosts, CostMeter, DocumentCosts } from './attention-costs.ts';
+import { CostSums, openCostMeter } from './attention-costs.ts';
 import type { ProbeDocument, Probes } from './noise-probes.ts';
 import { probeNoise } from './noise-probes.ts';
+import { loadCosts, saveCosts } from './saved-costs.ts';
 
 /** docs/results.md has what fewer or more documents change. */
 const SENSITIVITY_DEFAULTS = {
@@ -52,64 +53,96 @@ const KEY_WEIGHT = 4;
 const COPY_MARGIN = 8;
 
 export interface MeasureOptions extends RunOptions {
-  /**
-   * GGUF file with f32 or f16 weights (quantizeModel): quantised weights round activations, which drowns small changes.
-   */
-  readonly model: string;
+  /** Stays open. Weights of any type, but f32 or f16 for probes: quantised ones round activations, which drowns these. */
+  readonly model: LlamaModel;
+  readonly backend: Backend;
   /** Identity of the published model that `model` is a copy of; default: that of `model` itself. */
   readonly identity?: ModelIdentity | undefined;
   readonly texts: readonly TextGroup[];
   /** Sensitivity file to write. */
   readonly output: string;
+  /** Where finished documents are kept; default `output + '.work'`, which is deleted when the file is written. */
+  readonly workDirectory?: string | undefined;
   readonly documents?: number | undefined;
   readonly prefixTokens?: number | undefined;
   readonly probedDocuments?: number | undefined;
   readonly seed?: number | undefined;
-  readonly threads?: number | undefined;
 }
 
 /**
  * Measures and writes a sensitivity file of method `forward`. Takes documents · (prefix + 384) + probedDocuments · layers
- * · 384 tokens of the engine's time. Events: phases `attention` (documents) and `probes`.
- * Throws KVTC_OPTION_INVALID, KVTC_CALIBRATION_TEXT_SHORT, KVTC_MODEL_UNSUPPORTED for quantised weights, KVTC_ABORTED,
- * KVTC_WRITE_FAILED, and what the engine throws.
+ * · 384 tokens of the engine's time. An interrupted measurement goes on with the document it was at, and ends in the same
+ * bytes. Events: phases `sensitivity` (documents) and `probes`.
+ * Throws KVTC_OPTION_INVALID, KVTC_CALIBRATION_TEXT_SHORT, KVTC_MODEL_UNSUPPORTED, KVTC_ABORTED, KVTC_WRITE_FAILED, and
+ * what the engine throws.
  */
 export async function measureSensitivity(options: MeasureOptions): Promise<Sensitivity> {
   const setting = settingsOf(options);
-  const { signal, onEvent } = options;
-  const gguf = await readGguf(options.model);
-  const model = await openModel(options.model, { threads: options.threads, signal });
-  const backend = openGgmlBackend({ threads: options.threads });
-  try {
-    const documents = probeDocuments(model, options.texts, setting);
-    onEvent?.({ type: 'progress', phase: 'attention', done: 0, total: documents.length, unit: 'documents' });
-    const costs = await attentionCosts(model, gguf, documents, {
-      ...setting,
-      backend,
-      signal,
-      onDocument: (done) =>
-        onEvent?.({ type: 'progress', phase: 'attention', done, total: documents.length, unit: 'documents' }),
-    });
-    const probes: Probes[] = [];
-    for (const [index, document] of documents.slice(0, setting.probedDocuments).entries()) {
-      throwIfAborted(signal);
-      probes.push(await probeDocument(model, document, costs, index, setting, options));
-    }
-    const { architecture, name, fingerprint, geometry } = options.identity ?? model.identity;
-    const sensitivity: Sensitivity = {
-      method: 'forward',
-      producer: PRODUCER,
-      model: { architecture, name, fingerprint, geometry },
-      settings: setting,
-      metrics: scaleLayers(costs, probes, geometry.layers),
-      importance: importanceOf(documents, costs),
-    };
-    await writeSensitivity(options.output, sensitivity);
-    return sensitivity;
-  } finally {
-    backend.close();
-    model.close();
+  const { model, signal } = options;
+  const documents = probeDocuments(model, options.texts, setting);
+  const { costs, importance } = await measureCosts(documents, setting, options);
+  const probes: Probes[] = [];
+  for (const [index, document] of documents.slice(0, setting.probedDocuments).entries()) {
+    throwIfAborted(signal);
+    probes.push(await probeDocument(document, costs, index, setting, options));
   }
+  const { architecture, name, fingerprint, geometry } = options.identity ?? model.identity;
+  const sensitivity: Sensitivity = {
+    method: 'forward',
+    producer: PRODUCER,
+    model: { architecture, name, fingerprint, geometry },
+    settings: setting,
+    metrics: scaleLayers(costs, probes, geometry.layers),
+    importance: importanceOf(documents, importance),
+  };
+  await writeSensitivity(options.output, sensitivity);
+  if (options.workDirectory === undefined) await rm(workDirectoryOf(options), { recursive: true, force: true });
+  return sensitivity;
+}
+
+function workDirectoryOf({ workDirectory, output }: MeasureOptions): string {
+  return workDirectory ?? `${output}.work`;
+}
+
+/** Costs of all documents, from the work directory where they were measured before. */
+async function measureCosts(
+  documents: readonly ProbeDocument[],
+  setting: Setting,
+  options: MeasureOptions,
+): Promise<{ readonly costs: AttentionCosts; readonly importance: DocumentCosts['importance'][] }> {
+  const { model, backend, signal, onEvent } = options;
+  const directory = workDirectoryOf(options);
+  const key = measurementKey(documents, setting);
+  const longest = setting.prefixTokens + setting.naturalTokens + setting.copyTokens;
+  const sums = new CostSums();
+  const importance: DocumentCosts['importance'][] = [];
+  const report = (done: number): void =>
+    onEvent?.({ type: 'progress', phase: 'sensitivity', done, total: documents.length, unit: 'documents' });
+  let meter: CostMeter | null = null;
+  report(0);
+  try {
+    for (const [index, document] of documents.entries()) {
+      throwIfAborted(signal);
+      let costs = await loadCosts(directory, index, key, model.identity);
+      if (costs === null) {
+        meter ??= await openCostMeter(model, longest, { ...setting, backend, signal });
+        costs = await meter.measure(document, index);
+        await saveCosts(directory, index, key, model.identity, document.prefix, costs);
+      }
+      sums.add(costs);
+      importance.push(costs.importance);
+      report(index + 1);
+    }
+  } finally {
+    meter?.close();
+  }
+  return { costs: sums.mean(), importance };
+}
+
+function measurementKey(documents: readonly ProbeDocument[], setting: Setting): string {
+  const hash = createHash('sha256').update(JSON.stringify({ ...setting, probedDocuments: 0 }));
+  for (const { prefix, continuation } of documents) hash.update(hashTokens(prefix)).update(hashTokens(continuation));
+  return hash.digest('hex');
 }
 
 type Setting = { readonly [K in keyof typeof SENSITIVITY_DEFAULTS]: number };
@@ -141,7 +174,8 @@ function probeDocuments(model: LlamaModel, texts: readonly TextGroup[], setting:
   const { documents, prefixTokens, naturalTokens, copyTokens, seed } = setting;
   const documentTokens = prefixTokens + naturalTokens;
   const found = sampleDocuments(texts, {
-    tokens: documents * documentTokens,
+    // Every group gives whole documents.
+    tokens: texts.length * Math.ceil(documents / Math.max(1, texts.length)) * documentTokens,
     documentTokens,
     seed,
     tokenize: (text) => model.tokenize(text, { addSpecial: false }),
@@ -164,12 +198,11 @@ function probeDocuments(model: LlamaModel, texts: readonly TextGroup[], setting:
 
 /** Probes all layers after the first tokens of both parts of a document's continuation. */
 async function probeDocument(
-  model: LlamaModel,
   { prefix, continuation, naturalTokens }: ProbeDocument,
   { metrics, residualEnergy }: AttentionCosts,
   index: number,
   setting: Setting,
-  { signal, onEvent }: MeasureOptions,
+  { model, signal, onEvent }: MeasureOptions,
 ): Promise<Probes> {
   const { probeTokens } = setting;
   const shortened = new Int32Array(2 * probeTokens);
@@ -234,7 +267,10 @@ function probedScales(stream: StreamKind, probes: readonly Probes[], assumed: Fl
   return assumed.map((scale, layer) => Math.sqrt(scale * Math.max(least, shown[layer]!)));
 }
 
-function importanceOf(documents: readonly ProbeDocument[], costs: AttentionCosts): TokenImportance {
+function importanceOf(
+  documents: readonly ProbeDocument[],
+  measured: readonly DocumentCosts['importance'][],
+): TokenImportance {
   const documentTokens = documents[0]?.prefix.length ?? 0;
   const size = documents.length * documentTokens;
   const importance = { key: new Float32Array(size), value: new Float32Array(size) };
@@ -242,7 +278,7 @@ function importanceOf(documents: readonly ProbeDocument[], costs: AttentionCosts
   for (const [d, { prefix }] of documents.entries()) {
     tokens.set(prefix, d * documentTokens);
     for (const stream of STREAMS) {
-      importance[stream].set(costs.importance[d]?.[stream] ?? [], d * documentTokens);
+      importance[stream].set(measured[d]?.[stream] ?? [], d * documentTokens);
     }
   }
   return { tokens, documents: documents.length, documentTokens, ...importance };

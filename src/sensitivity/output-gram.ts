@@ -2,28 +2,27 @@
 // from the GGUF. Does not know: caches, attention.
 
 import { KvtcError } from '../base/errors.ts';
-import { decodeF16 } from '../base/half.ts';
 import type { Gguf } from '../engines/llama/gguf.ts';
 import { readTensor } from '../engines/llama/gguf.ts';
 import type { Backend } from '../linalg/backend.ts';
 import { denseMatrix, transpose } from '../linalg/dense.ts';
+import { dequantise } from '../linalg/ggml/dequantise.ts';
 
 /** Largest projection read: 16 384 × 16 384 in f32. */
 const LIMIT_BYTES = 2 ** 30;
 
 /**
  * W_hᵀ·W_h of every query head h of a layer: f32[queryHeads, headDim, headDim], W_h the columns of `attn_output` that
- * take the head's output. Needs f32 or f16 weights (quantizeModel makes them).
- * Throws KVTC_MODEL_UNSUPPORTED for other types or a missing projection, KVTC_GGUF_MALFORMED.
+ * take the head's output. Throws KVTC_MODEL_UNSUPPORTED for a missing projection or one that is no matrix of (quantised)
+ * floats, KVTC_GGUF_MALFORMED, KVTC_BACKEND_FAILED.
  */
 export async function outputGram(gguf: Gguf, layer: number, headDim: number, backend: Backend): Promise<Float32Array> {
   const name = `blk.${layer}.attn_output.weight`;
   const tensor = gguf.tensors.get(name);
-  const type = tensor?.type;
-  if (tensor === undefined || (type !== 'f32' && type !== 'f16')) {
-    throw new KvtcError('KVTC_MODEL_UNSUPPORTED', `${name} is ${type ?? 'missing'}; expected f32 or f16 weights`, {
-      tensor: name,
-    });
+  if (tensor === undefined || tensor.dims.length !== 2 || !/^(b?f\d+|i?q\d.*|tq\d.*)$/u.test(tensor.type)) {
+    const found = tensor === undefined ? 'missing' : `${tensor.type} [${tensor.dims.join(', ')}]`;
+    const message = `${name} is ${found}; expected a matrix of (quantised) floats`;
+    throw new KvtcError('KVTC_MODEL_UNSUPPORTED', message, { tensor: name });
   }
   const [inputs = 0, outputs = 1] = tensor.dims;
   if (inputs === 0 || inputs % headDim !== 0) {
@@ -31,9 +30,7 @@ export async function outputGram(gguf: Gguf, layer: number, headDim: number, bac
     throw new KvtcError('KVTC_MODEL_UNSUPPORTED', message, { tensor: name, inputs });
   }
   const bytes = await readTensor(gguf, tensor, LIMIT_BYTES);
-  let weights: Float32Array; // [outputs, inputs]
-  if (type === 'f32') weights = new Float32Array(bytes.buffer);
-  else decodeF16(new Uint16Array(bytes.buffer), (weights = new Float32Array(bytes.length / 2)));
+  const weights = await dequantise(tensor.typeCode, bytes, outputs, inputs); // [outputs, inputs]
   const columns = transpose(weights, outputs, inputs); // [inputs, outputs]
   const heads = inputs / headDim;
   const gram = new Float32Array(heads * headDim * headDim);

@@ -18,7 +18,7 @@ export const verb: Verb = {
       seed: { value: 'S', fallback: '7', help: 'chooses texts and rows; the same seed gives the same profile' },
       ratios: { value: 'LIST', fallback: '8,16,32,64', help: 'paper: ratios to plan for' },
       codec: { value: 'paper|wtc', fallback: 'paper', help: 'which codec the profile is for' },
-      sensitivity: { value: 'FILE', help: 'wtc: what errors of each head cost the output' },
+      sensitivity: { value: 'FILE|none', help: 'wtc: what errors of each head cost the output; measured by default' },
       moments: { value: 'FILE', help: 'moments measured by kvtc_collect: the texts are then only held out' },
       part: { value: 'I/N', help: 'collect the I-th of N shares only and stop: PROFILE.work is the result' },
       parts: { value: 'DIR', many: true, help: 'shares collected elsewhere, with the same other arguments' },
@@ -26,6 +26,7 @@ export const verb: Verb = {
     details: [
       'More tokens make a better profile. Rank 2048 serves ratios of 16 and more; 8 wants about half the width of a row.',
       'An interrupted calibration goes on where it was when it is started again with the same arguments.',
+      'wtc weighs errors by what they cost the output. That is measured by forward passes unless a file of kvtc_collect says it.',
       'Shares may be collected one by one or on several machines: the profile then has the bytes of a single run.',
     ].join('\n'),
   },
@@ -71,6 +72,16 @@ function parsePart(text: string | undefined): { index: number; count: number } |
   });
 }
 
+function sensitivityText({ sensitivity, sensitivityMs, predicted }: ModelCalibration): string {
+  if (sensitivity === 'none') return 'sensitivity: none, all errors count alike';
+  const how = sensitivityMs > 0 ? `measured by forward passes in ${formatDuration(sensitivityMs)}` : 'from a file';
+  const tokens =
+    predicted === null
+      ? 'all tokens coded alike'
+      : `${formatPercent(predicted.key)} (keys) and ${formatPercent(predicted.value)} (values) of tokens' importance predicted`;
+  return `sensitivity: ${sensitivity}, ${how}; ${tokens}`;
+}
+
 function calibrationText(result: ModelCalibration): string {
   if (result.profileId === null) {
     return `${result.path}: ${formatCount(result.rows)} rows collected; give it to --parts of the run that fits the profile`;
@@ -95,6 +106,7 @@ function calibrationText(result: ModelCalibration): string {
     `${formatCount(result.tokens)} tokens of ${formatCount(result.documents)} documents; ` +
       `prefill ${formatDuration(prefillMs)}, moments ${formatDuration(elapsedMs.collect - prefillMs)}, ` +
       `bases ${formatDuration(elapsedMs.basis)}, plans ${formatDuration(elapsedMs.plan)}`,
+    ...(result.sensitivity === null ? [] : [sensitivityText(result)]),
     '',
     plans.length > 0
       ? table(

@@ -143,6 +143,7 @@ function profileLines(found: InspectedProfile): string[] {
         'held out',
         `${formatCount(provenance.heldOutRows)} tokens; first ${provenance.sinks} of each document left out`,
       ],
+      ...(provenance.sensitivity === undefined ? [] : [['sensitivity', provenance.sensitivity] as const]),
       ['made by', provenance.producer],
     ]),
     '',

@@ -17,6 +17,8 @@ export interface GgufTensor {
   readonly dims: readonly number[];
   /** ggml's name, such as `f32` or `q4_K`. */
   readonly type: string;
+  /** ggml's number of the type. */
+  readonly typeCode: number;
   /** From the start of the file. */
   readonly offsetBytes: number;
   readonly lengthBytes: number;
@@ -180,7 +182,7 @@ function tensorEntry(cursor: GgufCursor): GgufTensor {
   if ((dims[0] as number) % blockValues !== 0 || !Number.isSafeInteger(lengthBytes)) {
     throw malformed(`gives ${name} impossible dimensions ${dims.join(' × ')} of ${typeName}`, at);
   }
-  return { name, dims, type: typeName, offsetBytes, lengthBytes };
+  return { name, dims, type: typeName, typeCode: code, offsetBytes, lengthBytes };
 }
 
 function refuseOverlap(tensors: ReadonlyMap<string, GgufTensor>): void {
