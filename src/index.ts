@@ -22,6 +22,8 @@ export { evaluate } from './evaluation/evaluate.ts';
 export type { EvaluateOptions, Evaluation } from './evaluation/evaluate.ts';
 export { ablate } from './evaluation/ablation/ablate.ts';
 export type { AblateOptions, Ablation } from './evaluation/ablation/ablate.ts';
+export { tuneProfile } from './evaluation/tuning/tune.ts';
+export type { TuneOptions, Tuning } from './evaluation/tuning/tune.ts';
 export { pullModel } from './models/pull.ts';
 export { openProfile } from './profile/open-profile.ts';
 export type {

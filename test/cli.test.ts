@@ -17,6 +17,7 @@ const VERBS = [
   'demo',
   'pull',
   'calibrate',
+  'tune',
   'compress',
   'restore',
   'resume',
@@ -99,6 +100,8 @@ describe('the command line', () => {
       ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '--tokens', 'many'],
       ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '--ratios', '8,,16'],
       ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '-o', 'q'],
+      ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '--tune', '2'],
+      ['tune', 'm.gguf', '--profile', 'p'],
       ['compress', 'm.gguf', '--profile', 'p', '-o', 'x.kvtc'],
       ['compress', 'm.gguf', '--profile', 'p', '--prompt', 'a', '--state', 'b', '-o', 'x.kvtc'],
       ['compress', 'm.gguf', '--profile', 'p', '--prompt', 'a', '-o', 'x.kvtc', '--ratio', '-3'],
@@ -297,6 +300,16 @@ describe('the command line', () => {
       ['sinks 0', 'sinks 1', 'sinks 4', 'entropy none'],
     );
 
+    const wtc = ['--tokens', '3000', '--codec', 'wtc', '--sensitivity', 'none', '--tune', '1', '-o', at('w')];
+    const tuned = (await ok('calibrate', at('model.gguf'), ...paths, ...wtc)) as { tuning: object; steps: object[] };
+    const inspected = await ok('inspect', at('w'));
+    assert.deepEqual(inspected['tuning'], (tuned.tuning as { record: object }).record);
+    assert.deepEqual(inspected['steps'], tuned.steps);
+    const { record } = await ok('tune', at('model.gguf'), '--profile', at('w'), ...paths, ...small.slice(0, 6));
+    const { prefixTokens, documents } = record as { prefixTokens: number; documents: object[] };
+    assert.deepEqual([prefixTokens, documents.length], [256, 1]);
+    assert.deepEqual((await ok('inspect', at('w')))['tuning'], record);
+
     const mismatch = ['resume', at('other.gguf'), at('a.kvtc'), '--profile', at('p'), '--prompt', 'so'];
     assert.deepEqual(pick(await errorOf(mismatch)), { exit: 3, code: 'KVTC_MODEL_MISMATCH' });
     const unplanned = [
@@ -310,7 +323,7 @@ describe('the command line', () => {
       at('c.kvtc'),
     ];
     assert.deepEqual(pick(await errorOf(unplanned)), { exit: 2, code: 'KVTC_PLAN_MISSING' });
-    const left = ['a.kvtc', 'a.state', 'b.kvtc', 'd.kvtc', 'model.gguf', 'other.gguf', 'p', 'prompt.txt'];
+    const left = ['a.kvtc', 'a.state', 'b.kvtc', 'd.kvtc', 'model.gguf', 'other.gguf', 'p', 'prompt.txt', 'w'];
     assert.deepEqual((await readdir(folder)).toSorted(), left);
     await rm(folder, { recursive: true });
   });

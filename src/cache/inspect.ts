@@ -12,7 +12,7 @@ import { MAGIC } from '../container/format.ts';
 import { modelIdentity } from '../engines/llama/architecture.ts';
 import { describeGguf } from '../engines/llama/gguf.ts';
 import { openProfile, verifyProfile } from '../profile/open-profile.ts';
-import type { ModelIdentity, Profile, StepPoint } from '../profile/profile.ts';
+import type { ModelIdentity, Profile, StepPoint, WtcProfile } from '../profile/profile.ts';
 import { readHeader } from '../profile/safetensors.ts';
 
 /** Bytes of a file under one name; `count` pieces of it lie there, not always side by side. */
@@ -53,6 +53,8 @@ export interface InspectedProfile
   }[];
   /** Of wtc. */
   readonly steps: readonly StepPoint[];
+  /** Of wtc: how its steps were chosen by measured loss; null where they never were. */
+  readonly tuning: WtcProfile['tuning'];
 }
 
 export interface InspectedGguf extends InspectedFile {
@@ -210,6 +212,7 @@ async function inspectProfile(path: string): Promise<InspectedProfile> {
       quality,
       plans,
       steps: profile.codec === 'wtc' ? profile.steps : [],
+      tuning: profile.codec === 'wtc' ? profile.tuning : null,
       parts: checked(parts, byteLength),
     };
   } finally {

@@ -18,6 +18,7 @@ const VERBS: Readonly<Record<string, () => Promise<{ readonly verb: Verb }>>> = 
   resume: () => import('./verbs/resume.ts'),
   inspect: () => import('./verbs/inspect.ts'),
   verify: () => import('./verbs/verify.ts'),
+  tune: () => import('./verbs/tune.ts'),
   evaluate: () => import('./verbs/evaluate.ts'),
   ablate: () => import('./verbs/ablate.ts'),
   bench: () => import('./verbs/bench.ts'),

@@ -180,7 +180,8 @@ async function measureWork<Result extends RunResult>(options: WorkOptions<Result
   }));
 }
 
-function checkShape(shape: ProtocolShape, vocabulary: number): void {
+/** Throws KVTC_OPTION_INVALID for counts that do not fit each other, and references that memory should not be asked for. */
+export function checkShape(shape: ProtocolShape, vocabulary: number): void {
   for (const [name, least] of [
     ['prefixTokens', 2],
     ['continuationTokens', 2],

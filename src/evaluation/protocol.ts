@@ -39,6 +39,8 @@ export function decodedTokens(shape: ProtocolShape, treatments: number, prefills
 /** What runs from one prefix need, whatever is scored after it. */
 export interface PrefixRun {
   readonly context: ProtocolContext;
+  /** The prefix's exact cache, where it is at hand: nothing is prefilled then, and prefill is said to take no time. */
+  readonly state?: Uint8Array | undefined;
   readonly onDecoded: (tokens: number) => void;
   readonly signal?: AbortSignal | undefined;
 }
@@ -66,7 +68,8 @@ export interface PrefixOutcome<Scored> {
 }
 
 /**
- * Prefills a prefix once, scores what follows from its exact cache, then from every treated cache, in the same calls.
+ * Prefills a prefix once, unless its state is given, and scores what follows from its exact cache, then from every treated
+ * cache, in the same calls.
  * `score` decodes from a context that holds exactly the prefix and need not put it back. A treated state equal to an
  * earlier one, byte by byte, has that one's scores and is not decoded again: settings that only change what is stored
  * cost no engine time. Throws what the engine, `score` and the treatments throw, KVTC_ABORTED between two calls.
@@ -80,23 +83,11 @@ export async function runPrefix<Scored>(
 ): Promise<void> {
   const { context, signal } = run;
   throwIfAborted(signal);
-  const prefillStart = performance.now();
+  let prefillMs = 0;
   context.clear();
-  let prefilled = 0;
-  const prefilledTo = (tokens: number): void => {
-    run.onDecoded(tokens - prefilled);
-    prefilled = tokens;
-  };
-  await context.decode(prefix, {
-    logits: 'none',
-    signal,
-    onEvent: (event) => {
-      if (event.type === 'progress') prefilledTo(event.done);
-    },
-  });
-  const prefillMs = performance.now() - prefillStart;
-  prefilledTo(prefix.length);
-  const state = context.getState();
+  if (run.state === undefined) prefillMs = await prefill(prefix, run);
+  else context.setState(run.state);
+  const state = run.state ?? context.getState();
   const exact = await score({ context, by: recordExact, onDecoded: run.onDecoded });
   const seen = new Map<string, { treated: Scored; continueMs: number; decoded: number }>();
   for (const treatment of treatments) {
@@ -125,6 +116,26 @@ export async function runPrefix<Scored>(
     const { treated, continueMs } = scored;
     await onOutcome(treatment, { exact, treated, costs: { ...costs, prefillMs, continueMs } });
   }
+}
+
+/** Decodes a prefix into an empty context and tells of its tokens as they come. Returns the milliseconds it took. */
+export async function prefill(prefix: Int32Array, { context, onDecoded, signal }: PrefixRun): Promise<number> {
+  const startedMs = performance.now();
+  let prefilled = 0;
+  const prefilledTo = (tokens: number): void => {
+    onDecoded(tokens - prefilled);
+    prefilled = tokens;
+  };
+  await context.decode(prefix, {
+    logits: 'none',
+    signal,
+    onEvent: (event) => {
+      if (event.type === 'progress') prefilledTo(event.done);
+    },
+  });
+  const elapsedMs = performance.now() - startedMs;
+  prefilledTo(prefix.length);
+  return elapsedMs;
 }
 
 /**

@@ -15,12 +15,13 @@ import type { SafetensorsHeader } from './safetensors.ts';
 import { malformed, parseJson, readExactly } from './safetensors.ts';
 import { stepsProblem, stepsSchema } from './schema.ts';
 import { part, readVector, tensor } from './tensors.ts';
+import { tuningSchema } from './tuning.ts';
 
 /** Features per leading component and stream, and how many more: see docs/format/profile.md. */
 const FEATURES_PER_COMPONENT = 4;
 const FURTHER_FEATURES = 3;
 
-type WtcParts = Pick<WtcProfile, 'codec' | 'rank' | 'tables' | 'steps' | 'predictor' | 'stream'>;
+type WtcParts = Pick<WtcProfile, 'codec' | 'rank' | 'tables' | 'steps' | 'predictor' | 'tuning' | 'stream'>;
 
 /** Reads and checks all of it but the matrices, which are served by ranges. Throws KVTC_PROFILE_MALFORMED. */
 export async function readWtcParts(
@@ -35,12 +36,14 @@ export async function readWtcParts(
   const steps = parseJson(part(header, 'steps', path), stepsSchema, path, 'steps');
   const problem = stepsProblem(steps, rank);
   if (problem !== null) throw malformed(path, problem);
+  const tuning = header.metadata.get('tuning');
   return {
     codec: 'wtc',
     rank,
     tables: { key: key.tables, value: value.tables },
     steps,
     predictor: await readPredictor(file, header, rank, path),
+    tuning: tuning === undefined ? null : parseJson(tuning, tuningSchema, path, 'tuning'),
     stream: (stream) => (stream === 'key' ? key : value).transform,
   };
 }

@@ -6,6 +6,7 @@ import type { PaperPlan } from '../codec/paper/plan.ts';
 import type { StreamTables, WtcParameters } from '../codec/wtc/plan.ts';
 import type { MatrixSource } from '../linalg/backend.ts';
 import type { RopeDescription } from '../rope/description.ts';
+import type { TuningRecord } from './tuning.ts';
 
 /** Which model a profile, a container or a state belongs to. */
 export interface ModelIdentity {
@@ -25,9 +26,9 @@ export interface Provenance {
   readonly sinks: number;
   readonly documents: readonly { readonly source: string; readonly sha256: string; readonly tokens: number }[];
   readonly producer: string;
-}
   /** What told the output's sensitivity to errors (docs/format/sensitivity.md); profiles of wtc alone have it. */
   readonly sensitivity?: 'none' | 'forward' | 'gradient' | undefined;
+}
 
 /** One measured point of a profile: what a ratio cost on which text. */
 export interface QualityPoint {
@@ -121,6 +122,8 @@ export interface WtcProfile extends OpenedProfile {
   /** Rising ratios. */
   readonly steps: readonly StepPoint[];
   readonly predictor: TokenPredictor | null;
+  /** How the steps were chosen by measured loss; null where they never were. */
+  readonly tuning: TuningRecord | null;
 }
 
 /** An opened profile: it belongs to one codec. */

@@ -24,6 +24,8 @@ import {
   qualitySchema,
   stepsProblem,
 } from './schema.ts';
+import type { TuningRecord } from './tuning.ts';
+import { tuningSchema } from './tuning.ts';
 
 /** Everything a profile of the paper's codec holds. Basis rows are rounded to f16, to nearest. */
 export interface ProfileContents {
@@ -40,6 +42,8 @@ export interface ProfileChanges {
   readonly plans?: readonly RatioPlans[] | undefined;
   /** Of wtc only. */
   readonly steps?: readonly StepPoint[] | undefined;
+  /** Of wtc only. */
+  readonly tuning?: TuningRecord | undefined;
   readonly quality?: readonly QualityPoint[] | undefined;
 }
 
@@ -96,7 +100,7 @@ export async function writeHashed(
 }
 
 /**
- * Replaces the plans, the steps or the quality points of a profile file, which keeps its id and its tensors. Lists are replaced
+ * Replaces the plans, the steps, the tuning or the quality points of a profile file, which keeps its id and its tensors. Lists are replaced
  * whole: pass `[...profile.quality, point]` to add one. Handles opened before go on reading the old file.
  * Throws KVTC_OPTION_INVALID, KVTC_WRITE_FAILED, and what `openProfile` throws.
  */
@@ -108,6 +112,7 @@ export async function rewriteProfile(path: string, changes: ProfileChanges): Pro
     if (changes[profile.codec === 'wtc' ? 'plans' : 'steps'] !== undefined) {
       throw invalid(`profile ${path} is for ${profile.codec}, which has no such list`);
     }
+    if (changes.tuning !== undefined && profile.codec !== 'wtc') throw invalid(`${profile.codec} has nothing to tune`);
     const quality = changes.quality ?? profile.quality;
     const parts =
       profile.codec === 'wtc'
@@ -116,7 +121,8 @@ export async function rewriteProfile(path: string, changes: ProfileChanges): Pro
     const tensors = [...header.tensors]
       .sort(([, a], [, b]) => a.offsetBytes - b.offsetBytes)
       .map(([name, { type, shape }]) => ({ name, type, shape }));
-    const prefix = headerPrefix({ ...Object.fromEntries(header.metadata), ...parts }, tensors);
+    const tuning = changes.tuning === undefined ? {} : { tuning: tuningText(changes.tuning) };
+    const prefix = headerPrefix({ ...Object.fromEntries(header.metadata), ...parts, ...tuning }, tensors);
     await replaceFile(path, async (file) => {
       await writeFully(file, prefix, 0);
       await eachDataBlock(source, header, path, (bytes, offset) => writeFully(file, bytes, prefix.length + offset));
@@ -152,6 +158,12 @@ function qualityText(quality: readonly QualityPoint[]): string {
   const checked = qualitySchema.safeParse(quality);
   if (!checked.success) throw invalid(`quality: ${checked.error.message}`);
   return JSON.stringify(quality);
+}
+
+function tuningText(tuning: TuningRecord): string {
+  const checked = tuningSchema.safeParse(tuning);
+  if (!checked.success) throw invalid(`tuning: ${checked.error.message}`);
+  return JSON.stringify(tuning);
 }
 
 /** Throws KVTC_OPTION_INVALID for a model or provenance that no reader would take. */

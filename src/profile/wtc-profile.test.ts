@@ -12,7 +12,8 @@ import { packFamily } from '../codec/wtc/family.ts';
 import { trainTables } from '../codec/wtc/train.ts';
 import { openProfile, verifyProfile } from './open-profile.ts';
 import type { WtcProfile } from './profile.ts';
-import { rewriteProfile } from './write-profile.ts';
+import type { TuningRecord } from './tuning.ts';
+import { rewriteProfile, writeProfile } from './write-profile.ts';
 import type { WtcContents, WtcStream } from './write-wtc.ts';
 import { writeWtcProfile } from './write-wtc.ts';
 
@@ -118,6 +119,35 @@ test('the same contents give the same bytes, and new steps and quality keep the 
   await assert.rejects(rewriteProfile(path, { plans: contents.plans }), coded('KVTC_OPTION_INVALID'));
 });
 
+const tuning: TuningRecord = {
+  ratio: 47.5,
+  weights: 'exact',
+  prefixTokens: 1536,
+  continuationTokens: 384,
+  copyTokens: 256,
+  documents: [{ source: 'a text', sha256: 'cd'.repeat(32), tokens: 1920 }],
+  candidates: [
+    { exponent: 0.3, valueOffset: 0, keyStepIndex: -256, codedBytes: 1000, klNats: 0.02, copyKlNats: 0.1 },
+    { exponent: 0.3, valueOffset: 128, keyStepIndex: -320, codedBytes: 1002, klNats: 0.01, copyKlNats: 0.1 },
+  ],
+  chosen: 1,
+};
+
+test('keeps how its steps were tuned, whatever else is rewritten; profiles of the paper have nothing to tune', async () => {
+  const path = await written('tuned');
+  const before = await opened(path);
+  assert.equal(before.tuning, null);
+  await rewriteProfile(path, { tuning });
+  await rewriteProfile(path, { quality: [point] });
+  const after = await opened(path);
+  assert.deepEqual([after.tuning, after.id], [tuning, before.id]);
+  await Promise.all([before.close(), after.close()]);
+  await assert.rejects(rewriteProfile(path, { tuning: { ...tuning, chosen: 2 } }), coded('KVTC_OPTION_INVALID'));
+  const paper = join(folder, 'paper.safetensors');
+  await writeProfile(paper, contents);
+  await assert.rejects(rewriteProfile(paper, { tuning }), coded('KVTC_OPTION_INVALID'));
+});
+
 test('refuses to write what it would not read', async () => {
   const { key, value } = wtcContents.streams;
   const wrong: readonly Partial<WtcContents>[] = [
@@ -157,6 +187,7 @@ const hostile: readonly (readonly [string, (header: Header, data: DataView) => u
   ['the paper’s version', (h) => (h.__metadata__['version'] = '1')],
   ['no steps', (h) => delete h.__metadata__['steps']],
   ['an empty table of steps', (h) => (h.__metadata__['steps'] = '[]')],
+  ['a tuning without candidates', (h) => (h.__metadata__['tuning'] = '{"candidates":[],"chosen":0}')],
   ['a rank beyond the scales', (h) => (h.__metadata__['steps'] = h.__metadata__['steps']!.replace('32', '48'))],
   ['a step out of range', (h) => (h.__metadata__['steps'] = h.__metadata__['steps']!.replace('128', '99999'))],
   ['no scales', (h) => delete h['key.scales']],

@@ -5,6 +5,7 @@ import type { ModelCalibration } from '../../cache/calibrate.ts';
 import { formatCount, formatDuration, formatPercent, formatRatio, table } from '../format.ts';
 import type { Verb } from '../verb.ts';
 import { MODEL_POSITIONAL, TEXT_OPTION } from './options.ts';
+import { tuningText } from './tune.ts';
 
 export const verb: Verb = {
   syntax: {
@@ -20,13 +21,15 @@ export const verb: Verb = {
       codec: { value: 'paper|wtc', fallback: 'paper', help: 'which codec the profile is for' },
       sensitivity: { value: 'FILE|none', help: 'wtc: what errors of each head cost the output; measured by default' },
       moments: { value: 'FILE', help: 'moments measured by kvtc_collect: the texts are then only held out' },
+      tune: { value: 'N', fallback: '3', help: 'wtc: documents that steps are chosen on by measured loss; 0 for none' },
       part: { value: 'I/N', help: 'collect the I-th of N shares only and stop: PROFILE.work is the result' },
       parts: { value: 'DIR', many: true, help: 'shares collected elsewhere, with the same other arguments' },
     },
     details: [
       'More tokens make a better profile. Rank 2048 serves ratios of 16 and more; 8 wants about half the width of a row.',
       'An interrupted calibration goes on where it was when it is started again with the same arguments.',
-      'wtc weighs errors by what they cost the output. That is measured by forward passes unless a file of kvtc_collect says it.',
+      'wtc weighs errors by what they cost the output. It is measured by forward passes unless a file says it.',
+      'Its steps are then tuned (kvtc tune) on documents that the sample left of the texts, on exact weights.',
       'Shares may be collected one by one or on several machines: the profile then has the bytes of a single run.',
     ].join('\n'),
   },
@@ -46,6 +49,10 @@ export const verb: Verb = {
       part: parsePart(args.text('part')),
       parts: args.has('parts') ? args.texts('parts') : undefined,
     };
+    const documents = args.integer('tune', 0);
+    if (options.codec !== 'wtc' && documents !== undefined) {
+      throw new KvtcError('KVTC_OPTION_INVALID', '--tune is for the codec wtc', { option: 'tune' });
+    }
     const model = await resolveModel(args.positionals[0] ?? '');
     const texts = await readTextFiles(args.texts('text'), context);
     const result = await calibrate({ ...options, ...context, model, texts });
@@ -56,7 +63,26 @@ export const verb: Verb = {
       keyError,
       valueError,
     }));
-    return { json: { ...result, plans }, text: calibrationText(result) };
+    if (options.codec !== 'wtc' || result.profileId === null || documents === 0) {
+      return { json: { ...result, plans }, text: calibrationText(result) };
+    }
+    const { CALIBRATION_DEFAULTS } = await import('../../calibration/calibrate.ts');
+    const { tuneProfile } = await import('../../evaluation/tuning/tune.ts');
+    const { cacheDirectory } = await import('../../models/cache-directory.ts');
+    const tuning = await tuneProfile({
+      modelPath: model,
+      profilePath: result.path,
+      texts,
+      calibrated: { tokens: result.tokens, seed: options.seed ?? CALIBRATION_DEFAULTS.seed },
+      documents,
+      cacheDirectory: cacheDirectory(),
+      ...context,
+    });
+    const { steps, ...tuned } = tuning;
+    return {
+      json: { ...result, plans, steps, tuning: tuned },
+      text: `${calibrationText({ ...result, steps })}\n\n${tuningText(tuning)}`,
+    };
   },
 };
 
