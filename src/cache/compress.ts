@@ -26,8 +26,8 @@ import type { Transforms } from './transforms.ts';
 /** Chunks in flight at once while restoring: two in products, side by side, one decoded, one being read. */
 export const PIPELINE_CHUNKS = 4;
 
-/** Ranges of tokens, both streams of each, in flight at once: two in products, one being coded. */
-const PIPELINE_RANGES = 3;
+/** Ranges of tokens, both streams of each, in flight at once: one in products, one being coded. */
+const PIPELINE_RANGES = 2;
 
 /** Defaults of the paper (§2: sinks and window; §4: ratio 16) and ours (chunk length R6; DEFLATE level by measurement). */
 export const COMPRESS_DEFAULTS = {
@@ -143,7 +143,7 @@ export async function compressState(
           key: pool.take(tokenCount * ranks.key), // [tokens, rank]
           value: pool.take(tokenCount * ranks.value),
         };
-        for (const stream of STREAMS) {
+        const project = async (stream: StreamKind): Promise<void> => {
           throwIfAborted(signal);
           const placement = placeRows(view, stream, allLayers, range);
           const rows = placement === null ? new Uint8Array(rowBytes(view, profile, stream, range)) : view.bytes;
@@ -151,7 +151,8 @@ export async function compressState(
           const analysis = await transforms.analysis(stream, ranks[stream], elements[stream]);
           const positions = view.positions.subarray(range.startToken, range.endToken);
           await analysis.project(rows, positions, coefficients[stream], placement ?? undefined);
-        }
+        };
+        await Promise.all(STREAMS.map(project));
         const chunks = await encoder.encode(coefficients, range, view.tokenCount);
         for (const stream of STREAMS) pool.give(coefficients[stream]);
         return chunks;

@@ -206,8 +206,9 @@ async function readStream(
       invariant(startRow >= 0 && startRow <= endRow && endRow <= rank, `basis rows [${startRow}, ${endRow})`);
       const values = (endRow - startRow) * width;
       invariant(out.length >= values, `room for ${out.length} basis values, ${values} asked for`);
-      const halves = new Uint16Array(values);
-      const bytes = new Uint8Array(halves.buffer);
+      // Into the upper half of their own place: decoding from the front never overtakes what it still has to read.
+      const halves = new Uint16Array(out.buffer, out.byteOffset + 2 * values, values);
+      const bytes = new Uint8Array(out.buffer, halves.byteOffset, 2 * values);
       await readExactly(file, bytes, entry.offsetBytes + startRow * width * 2, path);
       checkFiniteHalves(halves, startRow, width, `${stream}.basis`, path);
       decodeF16(halves, out);

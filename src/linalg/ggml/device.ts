@@ -23,9 +23,9 @@ const MOST_LANES = 2;
 export class GgmlDevice {
   readonly threads: number;
   readonly library: GgmlLibrary;
-  /** One on all threads; the others share them. */
-  private readonly wide: Lane;
-  private readonly lanes: readonly Lane[];
+  private readonly lanes: readonly [Lane, ...Lane[]];
+  /** On all threads, while the lanes share them; made when it is first needed. */
+  private wide: Lane | null = null;
   private readonly constants = new Set<() => void>();
   private closing = false;
 
@@ -33,8 +33,8 @@ export class GgmlDevice {
     this.threads = threads;
     this.library = ggmlLibrary();
     const lanes = Math.min(threads, MOST_LANES);
-    this.wide = new Lane(this.library, threads);
-    this.lanes = Array.from({ length: lanes }, () => new Lane(this.library, Math.floor(threads / lanes)));
+    const lane = (): Lane => new Lane(this.library, Math.floor(threads / lanes));
+    this.lanes = [lane(), ...Array.from({ length: lanes - 1 }, lane)];
   }
 
   /**
@@ -49,6 +49,7 @@ export class GgmlDevice {
   /** As run, on all threads: for callers that wait for one graph at a time. */
   runAlone(build: GraphBuild): Promise<void> {
     invariant(!this.closing, 'numeric backend used after close');
+    this.wide ??= this.threads === 1 ? this.lanes[0] : new Lane(this.library, this.threads);
     return this.wide.run(build);
   }
 
@@ -63,7 +64,7 @@ export class GgmlDevice {
     const { library } = this;
     const context = newContext(library, 1);
     const tensor = library.newTensor(context, GGML_TYPE[type], ne0, ne1, 1, 1);
-    const buffer = library.allocateTensors(context, this.wide.backend);
+    const buffer = library.allocateTensors(context, this.lanes[0].backend);
     if (buffer === null) {
       library.free(context);
       throw new KvtcError('KVTC_BACKEND_FAILED', `no memory for a ${type} matrix of ${ne1} × ${ne0}`, {
@@ -93,12 +94,16 @@ export class GgmlDevice {
     this.closing = true;
     this.afterPending(() => {
       for (const release of this.constants) release();
-      for (const lane of [this.wide, ...this.lanes]) lane.close();
+      for (const lane of this.allLanes()) lane.close();
     });
   }
 
+  private allLanes(): Lane[] {
+    return [...new Set(this.wide === null ? this.lanes : [...this.lanes, this.wide])];
+  }
+
   private afterPending(action: () => void): void {
-    const busy = [this.wide, ...this.lanes].filter((lane) => lane.pending > 0);
+    const busy = this.allLanes().filter((lane) => lane.pending > 0);
     if (busy.length === 0) action();
     else void Promise.all(busy.map((lane) => lane.idle())).then(action);
   }

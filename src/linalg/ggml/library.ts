@@ -20,6 +20,10 @@ export type GgmlType = keyof typeof GGML_TYPE;
 const DEVICE_TYPE_CPU = 0;
 /** ggml_threadpool_params takes 528 bytes (a mask of 512 cores, five fields); room is left for growth. */
 const POOL_PARAMETERS_BYTES = 1024;
+/** Where these fields lie in it, and what the second holds unless told otherwise. */
+const POOL_THREADS_OFFSET_BYTES = 512;
+const POOL_POLL_OFFSET_BYTES = 520;
+const POOL_POLL_DEFAULT = 50;
 
 interface AsyncStatus {
   (backend: Pointer, graph: Pointer): number;
@@ -195,6 +199,14 @@ function bind(libraries: { readonly ggmlBase: LibraryHandle; readonly ggml: Libr
       if (poolNew === null || poolFree === null || setPool === null) return null;
       const parameters = new Uint8Array(POOL_PARAMETERS_BYTES);
       poolParameters(parameters, threads);
+      // Threads that wait for a graph would spin for tens of milliseconds, on cores that others need in between.
+      const fields = new DataView(parameters.buffer);
+      if (
+        fields.getInt32(POOL_THREADS_OFFSET_BYTES, true) === threads &&
+        fields.getUint32(POOL_POLL_OFFSET_BYTES, true) === POOL_POLL_DEFAULT
+      ) {
+        fields.setUint32(POOL_POLL_OFFSET_BYTES, 0, true);
+      }
       return poolNew(parameters) as MaybePointer;
     },
     threadPoolFree: (pool) => void poolFree?.(pool),
