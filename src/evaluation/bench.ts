@@ -4,7 +4,7 @@
 import { execFile } from 'node:child_process';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { cpus, tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { extname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { KvtcError } from '../base/errors.ts';
@@ -64,6 +64,8 @@ export interface BenchResult {
   /** What restore would take if only its products took time. */
   readonly restoreBoundMs: number;
   readonly memory: readonly MemoryFigure[];
+  /** Peak of a process that loads the engine's numeric library and does nothing: part of every peak in `memory`. */
+  readonly idlePeakRssBytes: number;
   readonly machine: {
     readonly processor: string;
     readonly threads: number;
@@ -157,6 +159,7 @@ export async function bench(options: BenchOptions): Promise<BenchResult> {
       productsGflops: products.gflops,
       restoreBoundMs: flops / (products.gflops.median * 1e6),
       memory,
+      idlePeakRssBytes: await idlePeak(signal),
       machine: {
         processor: cpus()[0]?.model ?? '',
         threads: backend.threads,
@@ -293,12 +296,7 @@ async function measureMemory(
   };
   const figures: MemoryFigure[] = [];
   for (const verb of ['compress', 'restore'] as const) {
-    const { stderr } = await promisify(execFile)(
-      process.execPath,
-      ['--import', `data:text/javascript,${encodeURIComponent(REPORT_PEAK)}`, main, ...verbs[verb], '--json'],
-      { signal: options.signal, maxBuffer: 1 << 24 },
-    );
-    const peakRssBytes = Number(/peak=(\d+)/u.exec(stderr)?.[1]) * 1024;
+    const peakRssBytes = await peakOf([main, ...verbs[verb], '--json'], options.signal);
     figures.push({
       verb,
       tokens: tokens.length,
@@ -308,6 +306,23 @@ async function measureMemory(
     });
   }
   return figures;
+}
+
+/** Peak of a process that opens the numeric backend of this build and ends. */
+function idlePeak(signal: AbortSignal | undefined): Promise<number> {
+  const backend = new URL(`../linalg/ggml/backend${extname(fileURLToPath(import.meta.url))}`, import.meta.url);
+  const script = `(await import('${backend.href}')).openGgmlBackend().close()`;
+  return peakOf(['--input-type=module', '--eval', script], signal);
+}
+
+/** Runs Node and reads the peak from its own account, in bytes. */
+async function peakOf(nodeArguments: readonly string[], signal: AbortSignal | undefined): Promise<number> {
+  const { stderr } = await promisify(execFile)(
+    process.execPath,
+    ['--import', `data:text/javascript,${encodeURIComponent(REPORT_PEAK)}`, ...nodeArguments],
+    { signal, maxBuffer: 1 << 24 },
+  );
+  return Number(/peak=(\d+)/u.exec(stderr)?.[1]) * 1024;
 }
 
 function checkModel(model: LlamaModel, profile: Profile): void {

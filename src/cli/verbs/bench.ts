@@ -187,6 +187,7 @@ function speedFigures(name: string, speed: BenchResult): Figure[] {
         most: MEMORY_BOUND_BYTES,
       }),
     ),
+    figure({ name: 'memory of Node with the engine, idle', value: speed.idlePeakRssBytes, unit: 'bytes' }),
   ];
 }
 
