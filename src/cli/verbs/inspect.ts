@@ -101,6 +101,16 @@ function containerLines(found: InspectedContainer): string[] {
   ];
 }
 
+function tunedFact({ tuning }: InspectedProfile): [string, string][] {
+  const [first, chosen] = [tuning?.candidates[0], tuning?.candidates[tuning.chosen]];
+  if (first === undefined || chosen === undefined) return [];
+  const losses = ({ klNats, copyKlNats }: typeof first): string =>
+    `KL ${formatSmall(klNats)}, copy KL ${formatSmall(copyKlNats)}`;
+  const ratio = (2 ** (chosen.valueOffset / 256)).toFixed(2);
+  const before = first === chosen ? 'as before' : `before ${losses(first)}`;
+  return [['tuned', `exponent ${chosen.exponent}, value/key step ${ratio}: ${losses(chosen)}; ${before}`]];
+}
+
 function profileLines(found: InspectedProfile): string[] {
   const { model, provenance } = found;
   const plans = found.plans.map((plan) => [
@@ -144,6 +154,7 @@ function profileLines(found: InspectedProfile): string[] {
         `${formatCount(provenance.heldOutRows)} tokens; first ${provenance.sinks} of each document left out`,
       ],
       ...(provenance.sensitivity === undefined ? [] : [['sensitivity', provenance.sensitivity] as const]),
+      ...tunedFact(found),
       ['made by', provenance.producer],
     ]),
     '',
