@@ -42,6 +42,22 @@ test('joins texts in order, names every source and never repeats a token', () =>
   assert.equal(new Set(sources).size, 3);
 });
 
+test('takes one document of every text before a second of any, and every token in the end', () => {
+  const group = groups[1] as (typeof groups)[1];
+  const sample = (tokens: number) => sampleDocuments([group], { tokens, documentTokens: 100, seed: 3, tokenize });
+  const firsts = sample(800);
+  assert.equal(firsts.length, 8);
+  assert.equal(new Set(firsts.map(({ source }) => source)).size, 8);
+  const all = sample(2400); // 8 texts of 300 tokens, each ending with two line breaks
+  assert.deepEqual(all.slice(0, 8), firsts);
+  const counts = new Map<number, number>();
+  for (const { tokens } of all) for (const token of tokens) counts.set(token, (counts.get(token) ?? 0) + 1);
+  assert.deepEqual(
+    [...counts].toSorted(([a], [b]) => a - b),
+    [[10, 16], ...Array.from({ length: 8 }, (_, i) => [97 + i, 298])],
+  );
+});
+
 test('shortens the last document of a share and refuses texts that are far too short', () => {
   const lengths = sampleDocuments(groups, { tokens: 1000, documentTokens: 400, seed: 7, tokenize }).map(
     (d) => d.tokens.length,

@@ -11,7 +11,7 @@ export interface TextGroup {
   readonly texts: readonly { readonly source: string; readonly text: string }[];
 }
 
-/** A run of tokens cut from the concatenated texts of one group. */
+/** Tokens from one text of a group, or from several short ones. */
 export interface TokenDocument {
   readonly group: string;
   readonly source: string;
@@ -28,10 +28,21 @@ export interface SampleOptions {
   readonly tokenize: (text: string) => Int32Array;
 }
 
+/** Shorter documents tell nothing. */
+const LEAST_TOKENS = 64;
+
+/** Tokens of one text that are not in a document yet. */
+interface Piece {
+  readonly source: string;
+  readonly tokens: Int32Array;
+}
+
 /**
- * Shuffles each group's texts by seed, joins them with blank lines and cuts documents of `documentTokens` until every
- * group has its share of `tokens` or runs out. Documents alternate between groups. The last document of the sample may
- * be shorter, so that small samples are possible; documents under 64 tokens are dropped.
+ * Takes documents of `documentTokens` from each group's texts in an order shuffled by seed, one from each text at a
+ * random place before a second from any, until every group has its share of `tokens` or runs out: the same number of
+ * tokens says more about texts never seen the more texts it comes from. Short texts are joined with blank lines, no
+ * token is taken twice. Documents alternate between groups. The last document of a share may be shorter, so that small
+ * samples are possible; documents under 64 tokens are dropped.
  * Throws KVTC_CALIBRATION_TEXT_SHORT when the texts give less than a quarter of the tokens wanted.
  */
 export function sampleDocuments(groups: readonly TextGroup[], options: SampleOptions): TokenDocument[] {
@@ -56,42 +67,66 @@ export function sampleDocuments(groups: readonly TextGroup[], options: SampleOpt
 }
 
 function cutGroup(group: TextGroup, wantedTokens: number, options: SampleOptions): TokenDocument[] {
-  const order = shuffled(group.texts, seededRandom(options.seed));
+  const { documentTokens, tokenize } = options;
+  const random = seededRandom(options.seed);
+  const order = shuffled(group.texts, random).map(({ source, text }) => ({ source, text, start: random.uniform() }));
   const documents: TokenDocument[] = [];
-  let pieces: { source: string; tokens: Int32Array }[] = [];
+  const pieces: Piece[] = [];
   let pending = 0;
   let taken = 0;
   const cut = (length: number): void => {
-    const tokens = new Int32Array(length);
-    const sources: string[] = [];
-    let filled = 0;
-    while (filled < length) {
-      const piece = pieces[0] as { source: string; tokens: Int32Array };
-      const part = piece.tokens.subarray(0, length - filled);
-      tokens.set(part, filled);
-      filled += part.length;
-      sources.push(piece.source);
-      if (part.length === piece.tokens.length) pieces.shift();
-      else pieces[0] = { source: piece.source, tokens: piece.tokens.subarray(part.length) };
-    }
+    const document = joinPieces(pieces, length);
     pending -= length;
     taken += length;
-    documents.push({ group: group.name, source: sources.join(' + '), tokens, sha256: hashTokens(tokens) });
+    documents.push({ group: group.name, ...document, sha256: hashTokens(document.tokens) });
   };
-  for (const text of order) {
-    if (taken >= wantedTokens) break;
-    const tokens = options.tokenize(`${text.text}\n\n`);
-    if (tokens.length === 0) continue;
-    pieces.push({ source: text.source, tokens });
-    pending += tokens.length;
+  const add = (piece: Piece): void => {
+    pieces.push(piece);
+    pending += piece.tokens.length;
     while (taken < wantedTokens) {
-      const length = Math.min(options.documentTokens, wantedTokens - taken);
+      const length = Math.min(documentTokens, wantedTokens - taken);
       if (pending < length) break;
       cut(length);
     }
+  };
+  // What texts still have after one document from each.
+  const rest: Piece[] = [];
+  for (const { source, text, start } of order) {
+    if (taken >= wantedTokens) break;
+    const tokens = tokenize(`${text}\n\n`);
+    const spare = Math.max(0, tokens.length - documentTokens);
+    const first = Math.floor(start * (spare + 1));
+    if (tokens.length > 0) add({ source, tokens: tokens.slice(first, first + documentTokens) });
+    for (const [from, to] of [
+      [first + documentTokens, tokens.length],
+      [0, first],
+    ] as const) {
+      if (to > from) rest.push({ source, tokens: tokens.subarray(from, to) });
+    }
   }
-  if (taken < wantedTokens && pending >= 64) cut(Math.min(pending, options.documentTokens));
-  return documents.filter((document) => document.tokens.length >= 64);
+  for (const piece of rest) {
+    if (taken >= wantedTokens) break;
+    add(piece);
+  }
+  if (taken < wantedTokens && pending >= LEAST_TOKENS) cut(Math.min(pending, documentTokens));
+  return documents.filter((document) => document.tokens.length >= LEAST_TOKENS);
+}
+
+/** Takes `length` tokens off the front of the pieces. */
+function joinPieces(pieces: Piece[], length: number): { source: string; tokens: Int32Array } {
+  const tokens = new Int32Array(length);
+  const sources = new Set<string>();
+  let filled = 0;
+  while (filled < length) {
+    const piece = pieces[0] as Piece;
+    const part = piece.tokens.subarray(0, length - filled);
+    tokens.set(part, filled);
+    filled += part.length;
+    sources.add(piece.source);
+    if (part.length === piece.tokens.length) pieces.shift();
+    else pieces[0] = { source: piece.source, tokens: piece.tokens.subarray(part.length) };
+  }
+  return { source: [...sources].join(' + '), tokens };
 }
 
 /** sha256, hex, of token ids as little-endian i32. */
