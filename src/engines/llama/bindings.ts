@@ -94,6 +94,8 @@ export interface LlamaLibrary {
   contextDefaults(): ContextParameters;
   contextInit: Callable<[model: Pointer, parameters: ContextParameters], MaybePointer>;
   contextFree(context: Pointer): void;
+  /** The pools must outlive the context. */
+  attachThreadPool(context: Pointer, pool: Pointer, batchPool: Pointer): void;
   contextTokens(context: Pointer): number;
   contextSequenceTokens(context: Pointer): number;
   decode: Callable<[context: Pointer, batch: Batch], number>;
@@ -200,6 +202,7 @@ function bind(): LlamaLibrary {
     contextDefaults: f('llama_context_params llama_context_default_params()'),
     contextInit: f('void *llama_init_from_model(void *m, llama_context_params p)'),
     contextFree: f('void llama_free(void *c)'),
+    attachThreadPool: f('void llama_attach_threadpool(void *c, void *pool, void *batch)'),
     contextTokens: f('uint32_t llama_n_ctx(void *c)'),
     contextSequenceTokens: f('uint32_t llama_n_ctx_seq(void *c)'),
     decode: f('int llama_decode(void *c, llama_batch b)'),

@@ -8,6 +8,8 @@ import { throwIfAborted } from '../../base/events.ts';
 import type { CacheType } from '../../base/geometry.ts';
 import { isBlockType } from '../../base/geometry.ts';
 import { clearEngineErrors, engineErrors } from '../../native/log.ts';
+import { newThreadPool } from '../../native/thread-pool.ts';
+import type { ThreadPool } from '../../native/thread-pool.ts';
 import type { ModelIdentity } from '../../profile/profile.ts';
 import { createAbortFlag } from './abort-flag.ts';
 import type { AbortFlag } from './abort-flag.ts';
@@ -31,6 +33,9 @@ export interface ContextModel {
 
 /** ES2024; detaches without copying, external memory too (structuredClone refuses that). */
 type TransferableBuffer = ArrayBuffer & { transfer(): ArrayBuffer };
+
+/** Its threads wait a millisecond for the next token before they sleep; llama.cpp alone starts them for every decode. */
+const POOL_POLL = 1;
 
 /** What llama_decode returns when no cells are free, and when the abort callback said so. */
 const NO_SLOT = 1;
@@ -76,7 +81,9 @@ export async function createContext(
     abort.close();
     throw new KvtcError('KVTC_ENGINE_FAILED', `llama.cpp cannot make a context: ${engineErrors()}`, { contextTokens });
   }
-  return new Context(model, handle, abort, tap, onClose, {
+  const pool = threads > 1 ? newThreadPool(threads, POOL_POLL) : null;
+  if (pool !== null) library.attachThreadPool(handle, pool.pointer, pool.pointer);
+  return new Context(model, { handle, pool, abort, tap }, onClose, {
     contextTokens: library.contextSequenceTokens(handle),
     batchTokens,
     microBatchTokens,
@@ -86,6 +93,14 @@ export async function createContext(
     valueType,
     vTransposed: !flashAttention,
   });
+}
+
+/** What a context frees when it closes, the handle first. */
+interface Owned {
+  readonly handle: Pointer;
+  readonly pool: ThreadPool | null;
+  readonly abort: AbortFlag;
+  readonly tap: ReturnType<typeof attachTap> | null;
 }
 
 type Settings = Pick<
@@ -105,6 +120,7 @@ class Context implements LlamaContext {
   readonly #model: ContextModel;
   readonly #handle: Pointer;
   readonly #memory: Pointer;
+  readonly #pool: ThreadPool | null;
   readonly #abort: AbortFlag;
   readonly #tap: ReturnType<typeof attachTap> | null;
   readonly #onClose: (context: LlamaContext) => void;
@@ -118,9 +134,7 @@ class Context implements LlamaContext {
 
   constructor(
     model: ContextModel,
-    handle: Pointer,
-    abort: AbortFlag,
-    tap: ReturnType<typeof attachTap> | null,
+    { handle, pool, abort, tap }: Owned,
     onClose: (context: LlamaContext) => void,
     settings: Settings,
   ) {
@@ -134,6 +148,7 @@ class Context implements LlamaContext {
     this.#settings = settings;
     this.#model = model;
     this.#handle = handle;
+    this.#pool = pool;
     this.#abort = abort;
     this.#tap = tap;
     this.#onClose = onClose;
@@ -302,6 +317,7 @@ class Context implements LlamaContext {
     this.#closed = true;
     this.#dropLogits();
     llamaLibrary().contextFree(this.#handle);
+    this.#pool?.close();
     this.#tap?.close();
     this.#abort.close();
     this.#onClose(this);

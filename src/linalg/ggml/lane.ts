@@ -2,8 +2,13 @@
 // to the largest graph. Does not know what the graphs mean, or that there are other lanes.
 
 import { KvtcError } from '../../base/errors.ts';
+import { newThreadPool } from '../../native/thread-pool.ts';
+import type { ThreadPool } from '../../native/thread-pool.ts';
 import { GGML_TYPE } from './library.ts';
 import type { GgmlLibrary, GgmlType, Pointer } from './library.ts';
+
+/** Threads sleep between graphs: JS and inflating need the cores then. */
+const POOL_POLL = 0;
 
 /** More nodes than any graph here has. */
 const GRAPH_NODES = 64;
@@ -33,7 +38,7 @@ export type GraphBuild = (graph: GraphBuilder) => GraphJob;
 export class Lane {
   readonly library: GgmlLibrary;
   readonly backend: Pointer;
-  private readonly pool: Pointer | null;
+  private readonly pool: ThreadPool | null;
   private allocator: Pointer | null = null;
   private queue: Promise<unknown> = Promise.resolve();
   /** Graphs that wait or run. */
@@ -43,9 +48,8 @@ export class Lane {
     this.library = library;
     this.backend = allocated(library.deviceInit(library.cpuDevice(), null), 'a CPU backend');
     library.setThreads(this.backend, threads);
-    // ggml would start threads anew for every graph, and a fresh thread can wait milliseconds for a core.
-    this.pool = threads > 1 ? library.threadPoolNew(threads) : null;
-    if (this.pool !== null) library.setThreadPool(this.backend, this.pool);
+    this.pool = threads > 1 ? newThreadPool(threads, POOL_POLL) : null;
+    if (this.pool !== null) library.setThreadPool(this.backend, this.pool.pointer);
   }
 
   /** Builds, allocates, uploads, computes and downloads one graph. Throws KVTC_BACKEND_FAILED when ggml fails. */
@@ -67,7 +71,7 @@ export class Lane {
   close(): void {
     if (this.allocator !== null) this.library.allocatorFree(this.allocator);
     this.library.backendFree(this.backend);
-    if (this.pool !== null) this.library.threadPoolFree(this.pool);
+    this.pool?.close();
   }
 
   private async runNow(build: (graph: GraphBuilder) => GraphJob): Promise<void> {

@@ -6,6 +6,7 @@ import koffi from 'koffi';
 import type { LibraryHandle } from 'koffi';
 import { KvtcError } from '../../base/errors.ts';
 import { loadNativeLibraries } from '../../native/library.ts';
+import { cpuFunction } from '../../native/thread-pool.ts';
 
 /** An opaque native pointer. koffi gives NULL as null. */
 export type Pointer = bigint;
@@ -18,13 +19,6 @@ export const GGML_TYPE = { f32: 0, f16: 1, q8_0: 8, i32: 26, bf16: 30 } as const
 export type GgmlType = keyof typeof GGML_TYPE;
 
 const DEVICE_TYPE_CPU = 0;
-/** ggml_threadpool_params takes 528 bytes (a mask of 512 cores, five fields); room is left for growth. */
-const POOL_PARAMETERS_BYTES = 1024;
-/** Where these fields lie in it, and what the second holds unless told otherwise. */
-const POOL_THREADS_OFFSET_BYTES = 512;
-const POOL_POLL_OFFSET_BYTES = 520;
-const POOL_POLL_DEFAULT = 50;
-
 interface AsyncStatus {
   (backend: Pointer, graph: Pointer): number;
   async(backend: Pointer, graph: Pointer, done: (error: unknown, status: number) => void): void;
@@ -95,9 +89,7 @@ export interface GgmlLibrary {
   compute: AsyncStatus;
   cpuDevice(): Pointer;
   setThreads(backend: Pointer, threads: number): void;
-  /** Threads that wait between graphs instead of being started for each; null where this ggml has no such pool. */
-  threadPoolNew(threads: number): MaybePointer;
-  threadPoolFree(pool: Pointer): void;
+  /** Without effect where this ggml has no pools. */
   setThreadPool(backend: Pointer, pool: Pointer): void;
 }
 
@@ -139,20 +131,8 @@ function bind(libraries: { readonly ggmlBase: LibraryHandle; readonly ggml: Libr
   const base = <F>(signature: string): F => libraries.ggmlBase.func(signature) as unknown as F;
   const device = libraries.ggml.func('void *ggml_backend_dev_by_type(int type)')(DEVICE_TYPE_CPU) as MaybePointer;
   if (device === null) throw new KvtcError('KVTC_BACKEND_FAILED', 'ggml offers no CPU device on this machine');
-  const registry = libraries.ggmlBase.func('void *ggml_backend_dev_backend_reg(void *d)')(device) as Pointer;
-  const addressOf = libraries.ggmlBase.func('void *ggml_backend_reg_get_proc_address(void *reg, const char *name)');
-  /** A function of the CPU backend's own library, which of several the machine chose; null when it has none. */
-  const ofDevice = (name: string, signature: string): ((...values: unknown[]) => unknown) | null => {
-    const address = addressOf(registry, name) as MaybePointer;
-    if (address === null) return null;
-    const type = koffi.proto(signature);
-    return (...values) => koffi.call(address, type, ...values) as unknown;
-  };
-  const setThreads = ofDevice('ggml_backend_set_n_threads', 'void kvtc_set_n_threads(void *backend, int threads)');
-  const poolNew = ofDevice('ggml_threadpool_new', 'void *kvtc_threadpool_new(void *parameters)');
-  const poolFree = ofDevice('ggml_threadpool_free', 'void kvtc_threadpool_free(void *pool)');
-  const setPool = ofDevice('ggml_backend_cpu_set_threadpool', 'void kvtc_set_threadpool(void *backend, void *pool)');
-  const poolParameters = libraries.ggmlBase.func('void ggml_threadpool_params_init(void *parameters, int threads)');
+  const setThreads = cpuFunction('ggml_backend_set_n_threads', 'void kvtc_set_n_threads(void *backend, int threads)');
+  const setPool = cpuFunction('ggml_backend_cpu_set_threadpool', 'void kvtc_set_threadpool(void *backend, void *pool)');
   return {
     init: base('void *ggml_init(ggml_init_params p)'),
     free: base('void ggml_free(void *c)'),
@@ -195,21 +175,6 @@ function bind(libraries: { readonly ggmlBase: LibraryHandle; readonly ggml: Libr
     compute: base('int ggml_backend_graph_compute(void *backend, void *graph)'),
     cpuDevice: () => device,
     setThreads: (backend, threads) => void setThreads?.(backend, threads),
-    threadPoolNew: (threads) => {
-      if (poolNew === null || poolFree === null || setPool === null) return null;
-      const parameters = new Uint8Array(POOL_PARAMETERS_BYTES);
-      poolParameters(parameters, threads);
-      // Threads that wait for a graph would spin for tens of milliseconds, on cores that others need in between.
-      const fields = new DataView(parameters.buffer);
-      if (
-        fields.getInt32(POOL_THREADS_OFFSET_BYTES, true) === threads &&
-        fields.getUint32(POOL_POLL_OFFSET_BYTES, true) === POOL_POLL_DEFAULT
-      ) {
-        fields.setUint32(POOL_POLL_OFFSET_BYTES, 0, true);
-      }
-      return poolNew(parameters) as MaybePointer;
-    },
-    threadPoolFree: (pool) => void poolFree?.(pool),
     setThreadPool: (backend, pool) => void setPool?.(backend, pool),
   };
 }
