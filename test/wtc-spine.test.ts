@@ -12,11 +12,13 @@ import { STREAMS } from '../src/base/geometry.ts';
 import { f16ToF32 } from '../src/base/half.ts';
 import { seededRandom } from '../src/base/random.ts';
 import { calibrate } from '../src/cache/calibrate.ts';
+import { createChunkDecoder, ranksInUse } from '../src/cache/chunk-coder.ts';
 import type { Coder } from '../src/cache/coder.ts';
 import { openCoder } from '../src/cache/coder.ts';
 import type { CompressOptions } from '../src/cache/compress.ts';
 import { compressState } from '../src/cache/compress.ts';
 import { inspect } from '../src/cache/inspect.ts';
+import { floatPool } from '../src/cache/pipeline.ts';
 import { restoreLayers } from '../src/cache/restore.ts';
 import { openTransforms } from '../src/cache/transforms.ts';
 import type { Sensitivity } from '../src/calibration/sensitivity-file.ts';
@@ -227,6 +229,25 @@ describe('the newest tokens', () => {
       assert.equal(relativeError(restored, TOKENS - 100, TOKENS), 0);
       const container = await openContainer(bytes);
       assert.deepEqual(container.header.exactRanges.at(-1), { startToken: TOKENS - 100, endToken: TOKENS });
+      await container.close();
+    });
+  });
+
+  test('alone take the components that finer steps need', async () => {
+    await withCoder(paths.weighted, async (coder) => {
+      assert.ok(coder.profile.codec === 'wtc');
+      const ratio = Math.sqrt((coder.profile.steps[0]?.ratio ?? 1) * (coder.profile.steps.at(-1)?.ratio ?? 1));
+      const { bytes } = await through(coder, { ratio });
+      const container = await openContainer(bytes);
+      const chunkDecoder = createChunkDecoder(container.header, coder.profile);
+      const [usual, finer] = ranksInUse(coder.profile, { ratio, window: 128 });
+      assert.ok(usual.key < finer.key && usual.value < finer.value);
+      const pool = floatPool();
+      for (const chunk of container.chunks) {
+        const { rank } = await chunkDecoder.decode(await container.readChunk(chunk), chunk, pool);
+        const expected = chunk.endToken > TOKENS - 128 ? finer : usual;
+        assert.equal(rank, expected[chunk.stream], `${chunk.stream} from ${chunk.startToken}`);
+      }
       await container.close();
     });
   });

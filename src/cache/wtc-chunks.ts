@@ -7,7 +7,14 @@ import { STREAMS } from '../base/geometry.ts';
 import { predictTokenClasses } from '../calibration/token-steps.ts';
 import { SCALE_INDEX_LIMIT, TOKEN_CLASSES, TOKEN_CLASS_MIN, stepIndexOf, stepOf } from '../codec/wtc/classes.ts';
 import type { WtcParameters, WtcPlan } from '../codec/wtc/plan.ts';
-import { RANK_STEP, createWtcPlan, fileWtcParameters, parseWtcParameters, rankNeeded } from '../codec/wtc/plan.ts';
+import {
+  RANK_STEP,
+  USUAL_LOWEST_CLASS,
+  createWtcPlan,
+  fileWtcParameters,
+  parseWtcParameters,
+  rankNeeded,
+} from '../codec/wtc/plan.ts';
 import { WTC_CODEC_ID, decodeWtcChunk, encodeWtcChunk } from '../codec/wtc/wtc-codec.ts';
 import type { ContainerHeader } from '../container/types.ts';
 import type { StepPoint, WtcProfile } from '../profile/profile.ts';
@@ -110,23 +117,22 @@ export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): C
     };
     return { key: stream('key'), value: stream('value') };
   };
-  // Tokens of class 0 need fewer components than finer ones: most chunks do with smaller matrices.
-  const filed = parameters(finer > 0 || predictor !== null ? WINDOW_CLASS : 0);
-  const whole = plansOf(profile, filed);
-  const coarse = predictor === null && finer > 0 ? plansOf(profile, parameters(0)) : whole;
-  const plansFor = ({ endToken }: TokenRange, tokenCount: number): Plans =>
-    endToken > tokenCount - finer ? whole : coarse;
+  // Tokens outside the window need fewer components than finer ones: most chunks do with smaller matrices.
+  const usual = parameters(predictor === null ? 0 : USUAL_LOWEST_CLASS);
+  const filed = finer > 0 ? parameters(WINDOW_CLASS) : usual;
+  const plans = plansOf(profile, filed);
+  const ranksOf = ({ endToken }: TokenRange, tokenCount: number): Readonly<Record<StreamKind, number>> => {
+    const { key, value } = endToken > tokenCount - finer ? filed : usual;
+    return { key: key.rank, value: value.rank };
+  };
   return {
     codec: WTC_CODEC_ID,
     parameters: { ...fileWtcParameters(filed) },
     entropy: 'none',
     exactWindow: windowMode === 'exact' ? window : 0,
-    ranks: (range, tokenCount) => {
-      const plans = plansFor(range, tokenCount);
-      return { key: plans.key.rank, value: plans.value.rank };
-    },
+    ranks: ranksOf,
     encode: (coefficients, range, tokenCount) => {
-      const plans = plansFor(range, tokenCount);
+      const ranks = ranksOf(range, tokenCount);
       const tokens = range.endToken - range.startToken;
       const classes =
         predictor === null
@@ -137,7 +143,8 @@ export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): C
         for (let t = Math.max(0, tokenCount - finer - range.startToken); t < tokens; t++) {
           own[t] = clampClass((own[t] as number) + WINDOW_CLASS);
         }
-        const stored = encodeWtcChunk(coefficients[stream], tokens, own, plans[stream]);
+        const rows = widenedRows(coefficients[stream], tokens, ranks[stream], plans[stream].rank);
+        const stored = encodeWtcChunk(rows, tokens, own, plans[stream]);
         return { packedBytes: stored.length, stored };
       };
       return Promise.resolve({ key: code('key'), value: code('value') });
@@ -157,10 +164,12 @@ export function createWtcDecoder(header: ContainerHeader, profile: WtcProfile): 
   }
   for (const stream of STREAMS) checkRank(stream, parameters[stream].rank, profile);
   const plans = plansOf(profile, parameters);
-  const coarse = {
-    key: rankNeeded(profile.tables.key.scales, parameters.key.stepIndex, parameters.key.cut),
-    value: rankNeeded(profile.tables.value.scales, parameters.value.stepIndex, parameters.value.cut),
+  const lowestClass = profile.predictor === null ? 0 : USUAL_LOWEST_CLASS;
+  const usualRank = (stream: StreamKind): number => {
+    const { stepIndex, cut, rank } = parameters[stream];
+    return Math.min(rank, rankNeeded(profile.tables[stream].scales, stepIndex, cut, lowestClass));
   };
+  const usual = { key: usualRank('key'), value: usualRank('value') };
   return {
     decode: (stored, { stream, startToken, endToken, packedBytes }, pool) => {
       const plan = plans[stream];
@@ -173,11 +182,11 @@ export function createWtcDecoder(header: ContainerHeader, profile: WtcProfile): 
         );
       }
       const coefficients = pool.take(tokenCount * plan.rank); // [tokens, rank]
-      const classes = decodeWtcChunk(stored, tokenCount, plan, coefficients);
-      // Without finer tokens everything beyond class 0's rank is zero: leave it out of the product.
-      const rank = Math.min(plan.rank, coarse[stream]);
+      decodeWtcChunk(stored, tokenCount, plan, coefficients);
+      // Outside the window everything beyond the usual rank is zero: leave it out of the product.
+      const rank = usual[stream];
       return Promise.resolve(
-        rank < plan.rank && classes.every((tokenClass) => tokenClass >= 0)
+        rank < plan.rank && isZeroFrom(coefficients, tokenCount, plan.rank, rank)
           ? { rank, coefficients: leadingColumns(coefficients, tokenCount, plan.rank, rank) }
           : { rank: plan.rank, coefficients },
       );
@@ -196,6 +205,22 @@ function plansOf({ tables }: WtcProfile, parameters: WtcParameters): Plans {
 
 function clampClass(tokenClass: number): number {
   return Math.max(TOKEN_CLASS_MIN, Math.min(TOKEN_CLASS_MIN + TOKEN_CLASSES - 1, tokenClass));
+}
+
+/** f32[rows, from] → f32[rows, to], zeros beyond; the same array where nothing is to be added. */
+function widenedRows(values: Float32Array, rows: number, from: number, to: number): Float32Array {
+  if (from === to) return values;
+  const out = new Float32Array(rows * to);
+  for (let row = 0; row < rows; row++) out.set(values.subarray(row * from, (row + 1) * from), row * to);
+  return out;
+}
+
+/** Whether columns `first` and later of f32[rows, rank] are all zero. */
+function isZeroFrom(values: Float32Array, rows: number, rank: number, first: number): boolean {
+  for (let row = 0; row < rows; row++) {
+    for (let at = row * rank + first, end = (row + 1) * rank; at < end; at++) if (values[at] !== 0) return false;
+  }
+  return true;
 }
 
 /** f32[rows, from] → f32[rows, to], in place: the front of the same buffer. */

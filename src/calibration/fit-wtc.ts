@@ -17,7 +17,7 @@ import type { WtcStream } from '../profile/write-wtc.ts';
 import { fitBasis } from './basis.ts';
 import type { RowSource } from './collect.ts';
 import type { HeldOutRows } from './held-out.ts';
-import { projectRows } from './held-out.ts';
+import { halvesOf, pickRows, projectRows } from './held-out.ts';
 import { measureSteps } from './measure-steps.ts';
 import type { Moments } from './moments.ts';
 import type { HeadMetrics, Sensitivity, TokenImportance } from './sensitivity-file.ts';
@@ -93,18 +93,19 @@ export async function fitWtc(
   const fit = importance === null || exponent === 0 ? null : await fitPredictor(importance, fitted, options);
   const coefficients: Partial<Record<StreamKind, Float32Array>> = {};
   const streams: Partial<Record<StreamKind, WtcStream>> = {};
+  const { training, measuring } = halvesOf(held);
   for (const [index, stream] of STREAMS.entries()) {
     throwIfAborted(signal);
     const { mean, analysis, synthesis, scales } = fitted[stream];
     const rank = scales.length;
     const width = mean.length;
     const projected = await projectRows(held[stream], held.rowCount, mean, analysis, rank, backend);
-    coefficients[stream] = projected.coefficients;
-    const training = { coefficients: projected.coefficients, tokenCount: held.rowCount, rank };
+    coefficients[stream] = pickRows(projected.coefficients, rank, measuring);
+    const rows = { coefficients: pickRows(projected.coefficients, rank, training), tokenCount: training.length, rank };
     streams[stream] = {
       mean,
       scales,
-      family: trainTables(training, scales, trainingSteps(scales)),
+      family: trainTables(rows, scales, trainingSteps(scales)),
       analysis: analysis === synthesis ? null : denseMatrix(analysis, rank, width),
       synthesis: denseMatrix(synthesis, rank, width),
     };
@@ -115,7 +116,7 @@ export async function fitWtc(
   const steps = measureSteps({
     tables: { key, value },
     widths: { key: key.mean.length, value: value.mean.length },
-    coefficients: { tokens: held.rowCount, ...(coefficients as Record<StreamKind, Float32Array>) },
+    coefficients: { tokens: measuring.length, ...(coefficients as Record<StreamKind, Float32Array>) },
     valueOffset: metrics === null && energies > 0 ? Math.round((SCALE_UNITS / 2) * Math.log2(energies)) : 0,
     predictor: fit?.predictor ?? null,
     exponent: fit === null ? 0 : exponent,

@@ -12,12 +12,17 @@ import { denseMatrix } from '../linalg/dense.ts';
 import type { RowSource } from './collect.ts';
 import type { TokenDocument } from './sample.ts';
 
-/** How many rows are held out, the share of the documents they come from, and how many documents there are at most. */
-const HELD_OUT_DEFAULTS = { rows: 2048, share: 1 / 12, documents: 8 } as const;
+/**
+ * How many rows are held out, and of how many documents: the share of all, but rather 4 than fewer as long as these are no
+ * more than a fifth, and no more than 8.
+ */
+const HELD_OUT_DEFAULTS = { rows: 2048, share: 1 / 12, fewDocuments: 4, largestShare: 1 / 5, documents: 8 } as const;
 
 /** RoPE undone. */
 export interface HeldOutRows {
   readonly rowCount: number;
+  /** Rows of each document; they stand in this order. */
+  readonly documentRows: readonly number[];
   /** f32[rowCount, p] */
   readonly key: Float32Array;
   readonly value: Float32Array;
@@ -35,7 +40,9 @@ export function splitDocuments(documents: readonly TokenDocument[]): {
       { documents: documents.length },
     );
   }
-  const heldCount = Math.max(1, Math.min(documents.length - 1, Math.round(documents.length * HELD_OUT_DEFAULTS.share)));
+  const { share, fewDocuments, largestShare, documents: most } = HELD_OUT_DEFAULTS;
+  const few = Math.min(fewDocuments, Math.floor(documents.length * largestShare));
+  const heldCount = Math.max(1, few, Math.min(most, Math.round(documents.length * share)));
   // The last of the long documents: sampling leaves short remainders at the end, whose few positions are not typical.
   // The first document fixes the moments' frame, so it is never held out.
   const held = new Set(
@@ -109,13 +116,7 @@ export async function collectHeldOut(
     const chosen = Array.from({ length: count }, (_, i) =>
       Math.min(rows.rowCount - 1, Math.floor(((i + random.uniform()) * rows.rowCount) / count)),
     );
-    const pick = (stream: StreamKind): Float32Array => {
-      const width = widths[stream];
-      const out = new Float32Array(count * width);
-      for (const [to, from] of chosen.entries())
-        out.set(rows[stream].subarray(from * width, (from + 1) * width), to * width);
-      return out;
-    };
+    const pick = (stream: StreamKind): Float32Array => pickRows(rows[stream], widths[stream], chosen);
     taken.push({ rowCount: count, key: pick('key'), value: pick('value') });
     options.onEvent?.({
       type: 'progress',
@@ -135,7 +136,34 @@ export async function collectHeldOut(
     }
     return out;
   };
-  return { rowCount, key: join('key'), value: join('value') };
+  return { rowCount, documentRows: taken.map((part) => part.rowCount), key: join('key'), value: join('value') };
+}
+
+/**
+ * Rows to train on and rows to measure on. From four documents on these are the first and the last half of the documents;
+ * with fewer, of each document's own rows, since documents differ in kind.
+ */
+export function halvesOf({ documentRows }: Pick<HeldOutRows, 'documentRows'>): {
+  readonly training: readonly number[];
+  readonly measuring: readonly number[];
+} {
+  const training: number[] = [];
+  const measuring: number[] = [];
+  const whole = documentRows.length >= HELD_OUT_DEFAULTS.fewDocuments;
+  let start = 0;
+  for (const [d, rows] of documentRows.entries()) {
+    const trained = whole ? (d < documentRows.length / 2 ? rows : 0) : Math.ceil(rows / 2);
+    for (let r = 0; r < rows; r++) (r < trained ? training : measuring).push(start + r);
+    start += rows;
+  }
+  return { training, measuring };
+}
+
+/** Chosen rows of f32[_, rank]. */
+export function pickRows(values: Float32Array, rank: number, rows: readonly number[]): Float32Array {
+  const out = new Float32Array(rows.length * rank);
+  for (const [to, from] of rows.entries()) out.set(values.subarray(from * rank, (from + 1) * rank), to * rank);
+  return out;
 }
 
 /** Coefficients f32[rowCount, rank]: rows minus mean, times the transposed f32[rank, p] matrix; and the rows' energy. */

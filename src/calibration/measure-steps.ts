@@ -7,10 +7,10 @@ import type { StreamKind } from '../base/geometry.ts';
 import { STREAMS } from '../base/geometry.ts';
 import { SCALE_INDEX_LIMIT, SCALE_UNITS } from '../codec/wtc/classes.ts';
 import type { StreamTables } from '../codec/wtc/plan.ts';
-import { DEFAULT_CUT, createWtcPlan, rankNeeded } from '../codec/wtc/plan.ts';
+import { DEFAULT_CUT, USUAL_LOWEST_CLASS, createWtcPlan, rankNeeded } from '../codec/wtc/plan.ts';
 import { encodeWtcChunk } from '../codec/wtc/wtc-codec.ts';
 import type { StepPoint, TokenPredictor } from '../profile/profile.ts';
-import { TOKEN_CLASS_LIMIT, predictTokenClasses } from './token-steps.ts';
+import { predictTokenClasses } from './token-steps.ts';
 import type { TokenCoefficients } from './token-steps.ts';
 
 /** Distance of measured steps, in step indices. */
@@ -43,7 +43,7 @@ export function measureSteps(options: MeasureStepsOptions): StepPoint[] {
     predictor === null
       ? { key: new Int8Array(tokens), value: new Int8Array(tokens) }
       : predictTokenClasses(predictor, options.coefficients, exponent);
-  const lowestClass = predictor === null ? 0 : -TOKEN_CLASS_LIMIT;
+  const lowestClass = predictor === null ? 0 : USUAL_LOWEST_CLASS;
   const points: StepPoint[] = [];
   let stepIndex = STRIDE * Math.ceil(Math.max(tables.key.scales[0]!, tables.value.scales[0]! - valueOffset) / STRIDE);
   for (; stepIndex > -SCALE_INDEX_LIMIT / 2; stepIndex -= STRIDE) {

@@ -12,7 +12,7 @@ import type { TokenPredictor } from '../profile/profile.ts';
 /** Leading components of each stream that a prediction looks at. */
 export const PREDICTOR_COMPONENTS = 96;
 /** Step classes are half octaves within ± this. */
-export const TOKEN_CLASS_LIMIT = 4;
+const TOKEN_CLASS_LIMIT = 4;
 
 const CHUNK_TOKENS = 2048;
 /** Share of the examples, the last ones, that only measure R². */
