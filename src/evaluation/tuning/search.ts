@@ -26,7 +26,7 @@ const OFFSET_REACH = 8 * OFFSET_STRIDE;
 /** Neither loss may exceed its first value by more than this share. */
 const TOLERATED_LOSS = 0.05;
 /** Settings are left only for others that are better by this share: less is noise on a few documents. */
-const LEAST_GAIN = 0.01;
+const LEAST_GAIN = 0.02;
 const LEAST_LOSS = 1e-12;
 
 /**
