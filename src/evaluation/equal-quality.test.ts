@@ -55,6 +55,20 @@ describe('equalQuality', () => {
     assert.deepEqual(equalQuality([...paper.slice(0, 1), ...bad])[0]?.paperRatio, { relation: 'below', ratio: 8 });
   });
 
+  it('tells apart up to which measured ratio retrieval is no worse, where that task was run', () => {
+    const answering = (one: EvaluationRow, correct: number): EvaluationRow =>
+      ({ ...one, tasks: { kv: { questions: 20, exactCorrect: 18, correct } } }) as unknown as EvaluationRow;
+    const found = (kept: readonly number[], wanted: number) =>
+      equalQuality([
+        answering(row('kvtc 16x', 18, 0.01, 0.05), wanted),
+        ...wtc.map((one, i) => answering(one, kept[i] ?? 0)),
+      ])[0]?.retrievalRatio;
+    assert.deepEqual(found([18, 17, 12, 17], 17), { relation: 'equal', ratio: 16 });
+    assert.deepEqual(found([18, 17, 17, 17], 17), { relation: 'atLeast', ratio: 64 });
+    assert.deepEqual(found([16, 18, 18, 18], 17), { relation: 'below', ratio: 8 });
+    assert.equal(equalQuality([...paper, ...wtc])[0]?.retrievalRatio, null);
+  });
+
   it('is written with its bound', () => {
     assert.deepEqual(
       ['equal', 'atLeast', 'below'].map((relation) => equalRatioText({ relation: relation as 'equal', ratio: 39.16 })),

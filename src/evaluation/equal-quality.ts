@@ -11,12 +11,20 @@ type Rate = 'paperRatio' | 'effectiveRatio';
 
 /** Both losses must be no worse. */
 const MEASURES = ['klNats', 'copyKlNats'] as const;
+/** The task of key-value retrieval: what high ratios lose first. */
+const RETRIEVAL = 'kv';
+
 /** What a series reaches at the losses of one row of the published codec. */
 export interface EqualQuality {
   readonly series: string;
   readonly against: EvaluationRow;
   readonly paperRatio: ReadRatio;
   readonly effectiveRatio: ReadRatio;
+  /**
+   * By the paper's count, the largest measured ratio up to which no fewer answers of the retrieval task are kept; never
+   * read between rows, since answers are few. Null where that task was not run.
+   */
+  readonly retrievalRatio: ReadRatio | null;
 }
 
 /** Every series but the published codec's, at the losses of each of its rows, in their order. Empty without both. */
@@ -33,6 +41,7 @@ export function equalQuality(rows: readonly EvaluationRow[]): EqualQuality[] {
         against,
         paperRatio: ratioNoWorse(own, against, 'paperRatio'),
         effectiveRatio: ratioNoWorse(own, against, 'effectiveRatio'),
+        retrievalRatio: retrievalNoWorse(own, against),
       }));
     });
 }
@@ -41,6 +50,22 @@ export function equalQuality(rows: readonly EvaluationRow[]): EqualQuality[] {
 function ratioNoWorse(rows: readonly EvaluationRow[], against: EvaluationRow, rate: Rate): ReadRatio {
   const found = MEASURES.map((measure) => ratioWithin(pointsOf(rows, measure, rate), against[measure]));
   return found.reduce((least, one) => (rank(one) < rank(least) ? one : least));
+}
+
+function retrievalNoWorse(rows: readonly EvaluationRow[], against: EvaluationRow): ReadRatio | null {
+  const wanted = against.tasks?.[RETRIEVAL]?.correct;
+  if (wanted === undefined) return null;
+  const measured = rows
+    .flatMap(({ paperRatio, tasks }) => {
+      const kept = tasks?.[RETRIEVAL]?.correct;
+      return paperRatio === null || kept === undefined ? [] : [{ ratio: paperRatio, kept }];
+    })
+    .toSorted((a, b) => a.ratio - b.ratio);
+  const worse = measured.findIndex(({ kept }) => kept < wanted);
+  const [first, last, best] = [measured[0], measured.at(-1), measured[worse - 1]];
+  if (first === undefined || last === undefined) return null;
+  if (worse < 0) return { relation: 'atLeast', ratio: last.ratio };
+  return best === undefined ? { relation: 'below', ratio: first.ratio } : { relation: 'equal', ratio: best.ratio };
 }
 
 /** `below` counts as less than any ratio; a bound from above as the ratio it names. */

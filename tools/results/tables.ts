@@ -23,7 +23,7 @@ In brackets: what the method's reference implementation measured in f32 on a GPU
 A figure in **bold** is more than 15 % away from it, and by more than the engine's own noise; the deviations are listed and explained under each model.
 
 KL is that of the next-token distributions, exact cache against restored cache, in nats per token; copy KL the same on tokens that repeat a passage of the prefix.
-*Floor* is what clearing the three lowest mantissa bits of the exact cache costs: differences below it are none. [What the ratios count](accounting.md).
+*Floor* is what clearing the three lowest mantissa bits of the exact cache costs: differences below it are none. [What the ratios count](accounting.md), [what else was tried](levers.md).
 `;
 
 /** The whole page. */
@@ -102,14 +102,23 @@ function oracleRow(row: EvaluationRow, { rows }: Pick<Oracle, 'rows'>): OracleFi
 function equalText(rows: readonly EvaluationRow[]): string {
   const found = equalQuality(rows);
   if (found.length === 0) return '';
-  const lines = found.map(({ series, against, paperRatio, effectiveRatio }) => [
+  const withRetrieval = found.some(({ retrievalRatio }) => retrievalRatio !== null);
+  const lines = found.map(({ series, against, paperRatio, effectiveRatio, retrievalRatio }) => [
     against.treatment,
     `${(against.paperRatio ?? 1).toFixed(1)}; ${(against.effectiveRatio ?? 1).toFixed(1)}`,
     series,
     equalRatioText(paperRatio),
     equalRatioText(effectiveRatio),
+    ...(withRetrieval ? [retrievalRatio === null ? '–' : equalRatioText(retrievalRatio)] : []),
   ]);
-  const heading = ['no worse in KL and copy KL than', 'its ratios', 'codec', 'paper ratio', 'every byte'];
+  const heading = [
+    'no worse in KL and copy KL than',
+    'its ratios',
+    'codec',
+    'paper ratio',
+    'every byte',
+    ...(withRetrieval ? ['retrieval no worse up to'] : []),
+  ];
   return `At equal loss, read off between measured ratios and never beyond them:\n\n${markdown(heading, lines)}`;
 }
 

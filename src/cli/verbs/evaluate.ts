@@ -156,10 +156,12 @@ function equalQualityText({ rows }: Evaluation): string[] {
   return [
     '',
     'no worse in KL and copy KL than',
-    ...found.map(({ series, against, paperRatio, effectiveRatio }) => {
+    ...found.map(({ series, against, paperRatio, effectiveRatio, retrievalRatio }) => {
       const { paperRatio: ofPaper, effectiveRatio: everyByte } = against;
       const given = both(formatRatio(ofPaper ?? 1), formatRatio(everyByte ?? 1));
-      return `  ${against.treatment} (${given}): ${series} at ${both(equalRatioText(paperRatio), equalRatioText(effectiveRatio))}`;
+      return `  ${against.treatment} (${given}): ${series} at ${both(equalRatioText(paperRatio), equalRatioText(effectiveRatio))}${
+        retrievalRatio === null ? '' : `; in retrieval up to ${equalRatioText(retrievalRatio)}`
+      }`;
     }),
   ];
 }

@@ -21,7 +21,7 @@ import {
 
 /**
  * Weight of one bit of code against squared error, in Δ². ln 2 / 6 is the slope of a fine uniform quantiser; measured
- * on SmolLM2's rows, 0.08 to 0.15 differ by less than 0.5 % of rate.
+ * on SmolLM2's rows, 0.08 to 0.2 differ by about 1 % of rate at most (docs/levers.md).
  */
 const BIT_WEIGHT = Math.LN2 / 6;
 
@@ -66,16 +66,22 @@ const MAGNITUDES = 5;
 /**
  * Tables for one stream. `scales` i16[≥ rank] from scaleIndices; `stepIndices` should span the steps the profile will be
  * used with, an octave beyond at both ends, about half an octave apart, since classes are what tables depend on.
+ * `bitWeight`: of a bit against squared error in Δ², where thresholds are placed.
  */
-export function trainTables(rows: TrainingRows, scales: Int16Array, stepIndices: readonly number[]): TableFamily {
+export function trainTables(
+  rows: TrainingRows,
+  scales: Int16Array,
+  stepIndices: readonly number[],
+  bitWeight: number = BIT_WEIGHT,
+): TableFamily {
   invariant(rows.rank % 16 === 0 && rows.rank <= scales.length, `training rank ${rows.rank}`);
   invariant(rows.coefficients.length >= rows.tokenCount * rows.rank, 'training rows are short');
   const token = createTokenSteps(rows.rank);
-  let family = familyOf(createCounts(), null);
+  let family = familyOf(createCounts(), null, bitWeight);
   for (let round = 0; round <= ROUNDS; round++) {
     const counts = createCounts();
     for (const stepIndex of stepIndices) countRows(rows, scales, family, stepIndex, token, counts);
-    family = familyOf(counts, round < ROUNDS ? null : family);
+    family = familyOf(counts, round < ROUNDS ? null : family, bitWeight);
   }
   return family;
 }
@@ -148,7 +154,7 @@ function countComponents(
  * A family from counts. `chose` is the family whose thresholds and shifts made the counts: its thresholds, weights and
  * expectations are kept, so that tables and centroids fit them; null derives new ones.
  */
-function familyOf(counts: Counts, chose: TableFamily | null): TableFamily {
+function familyOf(counts: Counts, chose: TableFamily | null, bitWeight: number): TableFamily {
   const frequencies = new Uint16Array(TABLES * ENTRY_STRIDE);
   for (let table = 0; table < TABLES; table++) {
     frequencies.set(quantiseFrequencies(smoothCounts(counts.entries, table)), table * ENTRY_STRIDE);
@@ -167,7 +173,7 @@ function familyOf(counts: Counts, chose: TableFamily | null): TableFamily {
   return Object.freeze({
     frequencies,
     centroids: Float32Array.from(centroids),
-    thresholds: chose?.thresholds ?? deriveThresholds(counts.magnitudes, centroids),
+    thresholds: chose?.thresholds ?? deriveThresholds(counts.magnitudes, centroids, bitWeight),
     weights: chose?.weights ?? rowsOf(weight),
     expectations: chose?.expectations ?? rowsOf((row) => Math.round(weight(row) * expectedK[row]!)),
   });
@@ -177,7 +183,7 @@ function familyOf(counts: Counts, chose: TableFamily | null): TableFamily {
  * Where two neighbouring integers cost alike: (u − r)² + weight · bits. Bits are those of the marginal distribution of
  * the class. f32[SINGLE_TABLES, CELLS].
  */
-function deriveThresholds(magnitudes: Float64Array, centroids: Float64Array): Float32Array {
+function deriveThresholds(magnitudes: Float64Array, centroids: Float64Array, bitWeight: number): Float32Array {
   const thresholds = new Float32Array(SINGLE_TABLES * CELLS);
   for (let row = 0; row < SINGLE_TABLES; row++) {
     const prior = laplace(row + CLASS_MIN);
@@ -188,9 +194,9 @@ function deriveThresholds(magnitudes: Float64Array, centroids: Float64Array): Fl
     const [one, two, more] = centroids.subarray(row * CELLS, (row + 1) * CELLS) as unknown as [number, number, number];
     const r1 = 1 + one;
     const r2 = 2 + two;
-    const zero = (r1 + (BIT_WEIGHT * (bits(1) - bits(0))) / r1) / 2;
-    const middle = (r1 + r2) / 2 + (BIT_WEIGHT * (bits(2) - bits(1))) / (2 * (r2 - r1));
-    const above = 0.5 + more + (BIT_WEIGHT * (bits(3) - bits(2))) / 2;
+    const zero = (r1 + (bitWeight * (bits(1) - bits(0))) / r1) / 2;
+    const middle = (r1 + r2) / 2 + (bitWeight * (bits(2) - bits(1))) / (2 * (r2 - r1));
+    const above = 0.5 + more + (bitWeight * (bits(3) - bits(2))) / 2;
     thresholds[row * CELLS] = clamp(zero, 0.5, 1.25);
     thresholds[row * CELLS + 1] = clamp(middle, 1.3, 2.2);
     thresholds[row * CELLS + 2] = clamp(above, 0.4, 0.9);

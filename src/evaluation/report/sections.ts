@@ -48,6 +48,7 @@ export function rateSection({ rows, floor, settings }: Evaluation): string {
 function equalHtml(rows: readonly EvaluationRow[]): string {
   const found = equalQuality(rows);
   if (found.length === 0) return '';
+  const withRetrieval = found.some(({ retrievalRatio }) => retrievalRatio !== null);
   const heading = [
     'no worse in KL and copy KL than',
     'paper ratio',
@@ -55,14 +56,16 @@ function equalHtml(rows: readonly EvaluationRow[]): string {
     'codec',
     'paper ratio',
     'every byte',
+    ...(withRetrieval ? ['retrieval no worse up to'] : []),
   ];
-  const lines = found.map(({ series, against, paperRatio, effectiveRatio }) => [
+  const lines = found.map(({ series, against, paperRatio, effectiveRatio, retrievalRatio }) => [
     against.treatment,
     times(against.paperRatio),
     times(against.effectiveRatio),
     series,
     equalRatioText(paperRatio),
     equalRatioText(effectiveRatio),
+    ...(withRetrieval ? [retrievalRatio === null ? '–' : equalRatioText(retrievalRatio)] : []),
   ]);
   return `<h3>At equal loss, read off between measured ratios</h3>${tableHtml(heading, lines)}`;
 }
