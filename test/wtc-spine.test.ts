@@ -27,6 +27,7 @@ import { canonicalJson } from '../src/container/canonical-json.ts';
 import { SectionKind } from '../src/container/format.ts';
 import { openContainer } from '../src/container/reader.ts';
 import { memoryTarget } from '../src/container/target.ts';
+import { readGguf } from '../src/engines/llama/gguf.ts';
 import { openModel } from '../src/engines/llama/session.ts';
 import { gatherRows, parseState, rowBytesOf } from '../src/engines/llama/state.ts';
 import { openReferenceBackend } from '../src/linalg/reference.ts';
@@ -426,4 +427,15 @@ test('inspect tells what the profile serves', async () => {
   assert.equal(found.codec, 'wtc');
   assert.deepEqual(found.plans, []);
   assert.ok(found.steps.length > 10);
+  const { layers: depth, kvHeads, keyHeadDim, valueHeadDim } = found.model.geometry;
+  const width = depth * kvHeads;
+  // Weighted: an analysis beside the synthesis.
+  assert.equal(found.matrixEntries, 2 * width * (found.rank.key * keyHeadDim + found.rank.value * valueHeadDim));
+  const parameters = found.provenance.modelParameters ?? NaN;
+  const gguf = await readGguf(world.modelPath);
+  assert.equal(
+    parameters,
+    [...gguf.tensors.values()].reduce((sum, { dims }) => sum + dims.reduce((a, b) => a * b, 1), 0),
+  );
+  assert.equal(found.parameterShare, found.matrixEntries / parameters);
 });

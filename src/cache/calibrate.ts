@@ -16,12 +16,14 @@ import { sampleDocuments } from '../calibration/sample.ts';
 import { readMeasuredMoments } from '../calibration/measured-moments.ts';
 import type { Sensitivity } from '../calibration/sensitivity-file.ts';
 import { readSensitivity } from '../calibration/sensitivity-file.ts';
+import { readGguf } from '../engines/llama/gguf.ts';
 import type { LlamaContext, LlamaModel } from '../engines/llama/session.ts';
 import { openModel } from '../engines/llama/session.ts';
 import { gatherRows, parseState, rowBytesOf } from '../engines/llama/state.ts';
 import type { Backend } from '../linalg/backend.ts';
 import { openGgmlBackend } from '../linalg/ggml/backend.ts';
 import { measureSensitivity } from '../sensitivity/measure.ts';
+import { profileSize } from './inspect.ts';
 
 /** 20 000 tokens fit a first profile in minutes; 100 000 and more lower the KL further (docs/results.md). */
 const SAMPLE_DEFAULTS = { tokens: 20_000, documentTokens: 2048 } as const;
@@ -71,6 +73,9 @@ export interface ModelCalibration extends CalibrationResult {
   readonly sensitivity: 'none' | 'forward' | 'gradient' | null;
   /** Time that measuring it took; 0 where it was not measured. */
   readonly sensitivityMs: number;
+  /** See ProfileSize; absent for a share of a calibration. */
+  readonly matrixEntries?: number | undefined;
+  readonly parameterShare?: number | null | undefined;
   /** The engine's own time within `elapsedMs.collect`. */
   readonly prefillMs: number;
 }
@@ -140,6 +145,7 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
         backend,
         output: options.output,
         producer: PRODUCER,
+        modelParameters: await countParameters(model),
         codec: options.codec === 'wtc' ? 'wtc' : 'kvtc-paper',
         sensitivity,
         exponent: options.exponent,
@@ -158,7 +164,16 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
       const method = options.codec === 'wtc' ? (sensitivity?.method ?? 'none') : null;
       const used = moments?.documents ?? documents;
       const usedTokens = used.reduce((sum, document) => sum + document.tokens.length, 0);
-      return { ...result, tokens: usedTokens, documents: used.length, sensitivity: method, sensitivityMs, prefillMs };
+      const size = result.profileId === null ? null : await profileSize(options.output);
+      return {
+        ...result,
+        ...size,
+        tokens: usedTokens,
+        documents: used.length,
+        sensitivity: method,
+        sensitivityMs,
+        prefillMs,
+      };
     } finally {
       context.close();
     }
@@ -166,6 +181,11 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
     backend.close();
     model.close();
   }
+}
+
+async function countParameters({ path }: LlamaModel): Promise<number> {
+  const { tensors } = await readGguf(path);
+  return [...tensors.values()].reduce((sum, { dims }) => sum + dims.reduce((product, dim) => product * dim, 1), 0);
 }
 
 /** Read or measured; undefined where errors count alike, and for a share of a calibration, which fits nothing. */

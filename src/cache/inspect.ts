@@ -12,7 +12,8 @@ import { MAGIC } from '../container/format.ts';
 import { modelIdentity } from '../engines/llama/architecture.ts';
 import { describeGguf } from '../engines/llama/gguf.ts';
 import { openProfile, verifyProfile } from '../profile/open-profile.ts';
-import type { ModelIdentity, Profile, StepPoint, WtcProfile } from '../profile/profile.ts';
+import type { ModelIdentity, Profile, Provenance, StepPoint, WtcProfile } from '../profile/profile.ts';
+import type { SafetensorsHeader } from '../profile/safetensors.ts';
 import { readHeader } from '../profile/safetensors.ts';
 
 /** Bytes of a file under one name; `count` pieces of it lie there, not always side by side. */
@@ -39,8 +40,16 @@ export interface InspectedContainer extends InspectedFile, Ratios {
   readonly rawBytes: number;
 }
 
+/** What a profile adds to a model, counted as the paper does: stored values of matrices against parameters. */
+export interface ProfileSize {
+  /** Values of all bases, syntheses and analyses, one byte each for wtc and two for the paper's codec. */
+  readonly matrixEntries: number;
+  /** That over the model's parameters; null where the profile does not know them. */
+  readonly parameterShare: number | null;
+}
+
 export interface InspectedProfile
-  extends InspectedFile, Pick<Profile, 'id' | 'model' | 'rank' | 'provenance' | 'quality'> {
+  extends ProfileSize, InspectedFile, Pick<Profile, 'id' | 'model' | 'rank' | 'provenance' | 'quality'> {
   readonly kind: 'profile';
   readonly codec: Profile['codec'];
   /** Of the paper's codec. */
@@ -212,6 +221,7 @@ async function inspectProfile(path: string): Promise<InspectedProfile> {
       quality,
       plans,
       steps: profile.codec === 'wtc' ? profile.steps : [],
+      ...sizeOf(header, provenance),
       tuning: profile.codec === 'wtc' ? profile.tuning : null,
       parts: checked(parts, byteLength),
     };
@@ -219,6 +229,21 @@ async function inspectProfile(path: string): Promise<InspectedProfile> {
     await file.close();
     await profile.close();
   }
+}
+
+/** What a profile adds to its model. Throws KVTC_FILE_NOT_FOUND, KVTC_PROFILE_*. */
+export async function profileSize(path: string): Promise<ProfileSize> {
+  const { matrixEntries, parameterShare } = await inspectProfile(path);
+  return { matrixEntries, parameterShare };
+}
+
+function sizeOf({ tensors }: SafetensorsHeader, { modelParameters }: Provenance): ProfileSize {
+  let matrixEntries = 0;
+  for (const [name, { shape }] of tensors) {
+    if (!/^(key|value)\.(basis|synthesis|analysis)$/u.test(name)) continue;
+    matrixEntries += shape.reduce((product, extent) => product * extent, 1);
+  }
+  return { matrixEntries, parameterShare: modelParameters === undefined ? null : matrixEntries / modelParameters };
 }
 
 async function inspectGguf(path: string): Promise<InspectedGguf> {

@@ -42,6 +42,8 @@ export interface CalibrateOptions extends RunOptions {
   /** The profile to write. */
   readonly output: string;
   readonly producer: string;
+  /** Values of the model's tensors, for provenance. */
+  readonly modelParameters?: number | undefined;
   /** Which codec the profile is for; default the paper's. */
   readonly codec?: 'kvtc-paper' | 'wtc' | undefined;
   /** wtc: what the output loses by errors; without it all values count alike. */
@@ -148,6 +150,7 @@ export async function calibrateDocuments(options: CalibrateOptions): Promise<Cal
       }),
     ),
     producer: options.producer,
+    modelParameters: options.modelParameters,
     ...(options.codec === 'wtc' ? { sensitivity: options.sensitivity?.method ?? 'none' } : {}),
   };
   const common = { model, provenance, quality: [] };

@@ -10,7 +10,7 @@ import { STREAMS } from '../base/geometry.ts';
 import { RANK_STEP } from '../codec/paper/plan.ts';
 import { SCALE_UNITS, scaleIndices } from '../codec/wtc/classes.ts';
 import { trainTables } from '../codec/wtc/train.ts';
-import type { Backend } from '../linalg/backend.ts';
+import type { Backend, MatrixSource } from '../linalg/backend.ts';
 import { denseMatrix } from '../linalg/dense.ts';
 import type { StepPoint, TokenPredictor } from '../profile/profile.ts';
 import type { WtcStream } from '../profile/write-wtc.ts';
@@ -122,13 +122,28 @@ export async function fitWtc(
     exponent: fit === null ? 0 : exponent,
     signal,
   });
+  const kept = (stream: StreamKind): number =>
+    Math.max(RANK_STEP, fit?.predictor.components ?? 0, ...steps.map((point) => point[stream].rank));
   return {
-    streams: { key, value },
+    streams: { key: leading(key, kept('key')), value: leading(value, kept('value')) },
     steps,
     predictor: fit?.predictor ?? null,
     predicted: fit?.r2 ?? null,
     basisMs,
     planMs: performance.now() - startedMs - basisMs,
+  };
+}
+
+/** A stream without the components that no step codes outside the finer window; what is left is a multiple of RANK_STEP. */
+function leading(stream: WtcStream, components: number): WtcStream {
+  const rank = Math.min(stream.scales.length, RANK_STEP * Math.ceil(components / RANK_STEP));
+  const cut = (matrix: MatrixSource): MatrixSource => ({ ...matrix, rows: rank });
+  const { scales, analysis, synthesis } = stream;
+  return {
+    ...stream,
+    scales: scales.slice(0, rank),
+    analysis: analysis === null ? null : cut(analysis),
+    synthesis: cut(synthesis),
   };
 }
 

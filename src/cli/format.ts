@@ -84,3 +84,12 @@ export function bytesTable(parts: readonly NamedBytes[], totalBytes: number): st
   rows.push(['total', formatCount(totalBytes), share(totalBytes)]);
   return table(rows, ['left', 'right', 'right'], ['part', 'bytes', 'share']);
 }
+
+/** What a profile's matrices add to the model. */
+export function profileSizeText(size: {
+  readonly matrixEntries: number;
+  readonly parameterShare: number | null;
+}): string {
+  const share = size.parameterShare === null ? '' : `, ${formatPercent(size.parameterShare)} of the model's parameters`;
+  return `${formatCount(size.matrixEntries)} values${share}`;
+}

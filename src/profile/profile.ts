@@ -28,6 +28,8 @@ export interface Provenance {
   readonly producer: string;
   /** What told the output's sensitivity to errors (docs/format/sensitivity.md); profiles of wtc alone have it. */
   readonly sensitivity?: 'none' | 'forward' | 'gradient' | undefined;
+  /** Values of all the model's tensors, to compare the profile's size with; absent in the first profiles. */
+  readonly modelParameters?: number | undefined;
 }
 
 /** One measured point of a profile: what a ratio cost on which text. */

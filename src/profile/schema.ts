@@ -57,6 +57,7 @@ export const provenanceSchema: z.ZodType<Provenance> = z.strictObject({
   documents: z.array(z.strictObject({ source: z.string().max(4096), sha256, tokens: z.int().nonnegative() })),
   producer: z.string().max(1024),
   sensitivity: z.enum(['none', 'forward', 'gradient']).optional(),
+  modelParameters: z.int().positive().optional(),
 });
 
 export const qualitySchema: z.ZodType<readonly QualityPoint[]> = z.array(

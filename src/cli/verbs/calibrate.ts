@@ -2,7 +2,7 @@
 
 import { KvtcError } from '../../base/errors.ts';
 import type { ModelCalibration } from '../../cache/calibrate.ts';
-import { formatCount, formatDuration, formatPercent, formatRatio, table } from '../format.ts';
+import { formatCount, formatDuration, formatPercent, formatRatio, profileSizeText, table } from '../format.ts';
 import type { Verb } from '../verb.ts';
 import { MODEL_POSITIONAL, TEXT_OPTION } from './options.ts';
 import { tuningText } from './tune.ts';
@@ -129,6 +129,11 @@ function calibrationText(result: ModelCalibration): string {
   const right = 'right' as const;
   return [
     `${result.path}: profile ${result.profileId.slice(0, 12)}, rank ${rank.key} for keys, ${rank.value} for values`,
+    ...(result.matrixEntries === undefined
+      ? []
+      : [
+          `matrices of ${profileSizeText({ matrixEntries: result.matrixEntries, parameterShare: result.parameterShare ?? null })}`,
+        ]),
     `${formatCount(result.tokens)} tokens of ${formatCount(result.documents)} documents; ` +
       `prefill ${formatDuration(prefillMs)}, moments ${formatDuration(elapsedMs.collect - prefillMs)}, ` +
       `bases ${formatDuration(elapsedMs.basis)}, plans ${formatDuration(elapsedMs.plan)}`,

@@ -9,6 +9,7 @@ import {
   formatPercent,
   formatRatio,
   formatSmall,
+  profileSizeText,
   ratiosText,
   table,
 } from '../format.ts';
@@ -148,6 +149,7 @@ function profileLines(found: InspectedProfile): string[] {
       ['codec', found.codec],
       ['cache', geometryText(model.geometry)],
       ['rank', `keys ${found.rank.key}, values ${found.rank.value}`],
+      ['matrices', profileSizeText(found)],
       ['calibrated on', `${formatCount(provenance.rows)} tokens of ${documents} documents, seed ${provenance.seed}`],
       [
         'held out',
