@@ -7,7 +7,7 @@ import { denseMatrix } from '../linalg/dense.ts';
 import { openGgmlBackend } from '../linalg/ggml/backend.ts';
 import { openReferenceBackend } from '../linalg/reference.ts';
 import { symmetricEigen } from '../linalg/symmetric-eigen.ts';
-import { fitBasis } from './basis.ts';
+import { fitBasis, leadingEigenvectors } from './basis.ts';
 import type { FittedBasis } from './basis.ts';
 import { accumulateMoments, covarianceMatrix, createMoments, fitMomentsFrame } from './moments.ts';
 import type { Moments } from './moments.ts';
@@ -195,6 +195,37 @@ test('progress never falls, ends at its total, and an abort is obeyed', async ()
     fitBasis(moments, { backend, rank: 32, wholeWidth: 0, signal: abort.signal, onEvent: () => abort.abort() }),
     (error) => isKvtcError(error, 'KVTC_ABORTED'),
   );
+});
+
+test('variances that span more than f32 resolves are all found', async () => {
+  const [width, rank, octaves] = [768, 448, 24.5];
+  const truth = Float64Array.from({ length: width }, (_, i) => 2 ** ((-octaves * i) / rank));
+  // Two reflections turn the diagonal: C = H₂·H₁·Λ·H₁·H₂.
+  const matrix = new Float64Array(width * width);
+  for (let i = 0; i < width; i++) matrix[i * width + i] = truth[i]!;
+  const random = seededRandom(8);
+  for (let reflection = 0; reflection < 2; reflection++) {
+    const v = Float64Array.from({ length: width }, () => random.normal());
+    const norm = v.reduce((sum, x) => sum + x * x, 0);
+    const image = Float64Array.from({ length: width }, (_, i) => {
+      let sum = 0;
+      for (let j = 0; j < width; j++) sum += matrix[i * width + j]! * v[j]!;
+      return sum;
+    });
+    const inner = image.reduce((sum, x, i) => sum + x * v[i]!, 0);
+    for (let i = 0; i < width; i++) {
+      for (let j = 0; j < width; j++) {
+        matrix[i * width + j]! +=
+          (-2 * (image[i]! * v[j]! + v[i]! * image[j]!)) / norm + (4 * inner * v[i]! * v[j]!) / norm ** 2;
+      }
+    }
+  }
+  const covariance = denseMatrix(Float32Array.from(matrix), width, width);
+  const options = { backend, rank, wholeWidth: 0, tolerance: 1e-3 };
+  const found = await leadingEigenvectors(covariance, 1 / (1 - truth[1]!), rank, options);
+  for (let i = 0; i < rank; i++) {
+    assert.ok(Math.abs(Math.log2(found.values[i]! / truth[i]!)) < 0.3, `${i}: ${found.values[i]}, ${truth[i]}`);
+  }
 });
 
 test('less than two rows are refused', async () => {

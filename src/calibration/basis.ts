@@ -20,6 +20,11 @@ const WHOLE_SHARE = 0.75;
 /** Extra directions carried along, so that the last ones asked for converge too. */
 const OVERSAMPLING = 64;
 const MAX_ITERATIONS = 24;
+/**
+ * Where variances of a block span more than this, one sweep of Gram-Schmidt in f32 leaves so much of the largest directions
+ * in the smallest that the next product is theirs again: beyond 2^-23 such directions never converge. Two sweeps do.
+ */
+const WIDE_SPECTRUM = 1e-5;
 
 export interface BasisOptions extends RunOptions {
   readonly backend: Backend;
@@ -184,15 +189,16 @@ async function iterate(
     lastGain = Math.max(0, now - captured) / Math.max(totalEnergy - now, Number.EPSILON * totalEnergy);
     captured = now;
     const last = iterations === MAX_ITERATIONS || lastGain <= tolerance;
+    const least = Math.max(
+      0,
+      quotients.reduce((a, b) => Math.min(a, b), Infinity),
+    );
+    const largest = quotients.reduce((a, b) => Math.max(a, b), 0);
     // Values under the block's least are unwanted and lie in [0, least]; shifted by half of it they shrink to at most
     // half, which nearly doubles the speed of convergence at no cost. An underestimate only shifts less.
-    const shift =
-      Math.max(
-        0,
-        quotients.reduce((a, b) => Math.min(a, b), Infinity),
-      ) / 2;
+    const shift = least / 2;
     for (let i = 0; i < y.length; i++) y[i]! -= shift * q[i]!;
-    await advance(last ? 2 : 1);
+    await advance(last || least < WIDE_SPECTRUM * largest ? 2 : 1);
   }
   await multiply();
   const ritz = await rayleighRitz(backend, q, y, rank, block, width);
