@@ -9,15 +9,22 @@ const bowl =
   (setting: TunedSetting): number =>
     0.01 * (1 + (3 * (setting.exponent - exponent)) ** 2 + ((setting.valueOffset - offset) / 512) ** 2);
 
+type TestLoss = Omit<TunedLoss, 'byDocument'> & Partial<Pick<TunedLoss, 'byDocument'>>;
+
 async function search(
   start: TunedSetting,
-  loss: (setting: TunedSetting) => TunedLoss,
+  loss: (setting: TunedSetting) => TestLoss,
   exponents: readonly number[] = EXPONENTS,
 ) {
   const rounds: (readonly TunedSetting[])[] = [];
   const { tried, chosen } = await searchSettings(start, exponents, (settings) => {
     rounds.push(settings);
-    return Promise.resolve(settings.map(loss));
+    return Promise.resolve(
+      settings.map((setting) => {
+        const { klNats, copyKlNats, byDocument } = loss(setting);
+        return { klNats, copyKlNats, byDocument: byDocument ?? [{ klNats, copyKlNats }] };
+      }),
+    );
   });
   const best = tried[chosen];
   assert.ok(best !== undefined);
@@ -47,7 +54,7 @@ test('climbs to the best setting, measuring each once and the first alone with i
 });
 
 test('takes nothing that makes prediction or copying worse by more than a twentieth, whatever the other gains', async () => {
-  const loss = ({ exponent }: TunedSetting): TunedLoss => ({
+  const loss = ({ exponent }: TunedSetting): TestLoss => ({
     klNats: 0.01 * (1 - exponent),
     copyKlNats: 0.02 * (1 + 0.3 * (exponent - 0.15)),
   });
@@ -87,4 +94,20 @@ test('an exponent that is not on the list has neighbours on it', async () => {
     rounds[0]?.slice(3).map(({ exponent }) => exponent),
     [0.15, 0.3],
   );
+});
+
+test('a gain on some documents that others do not have is chance', async () => {
+  const by = (...shares: readonly number[]) => ({
+    klNats: 0.01 * (shares.reduce((sum, share) => sum + share, 0) / shares.length),
+    copyKlNats: 0.01,
+    byDocument: shares.map((share) => ({ klNats: 0.01 * share, copyKlNats: 0.01 * share })),
+  });
+  const uneven = await search({ exponent: 0.3, valueOffset: 0 }, ({ exponent }) =>
+    exponent === 0.45 ? by(0.6, 1.15, 1.1) : by(1, 1, 1),
+  );
+  assert.equal(uneven.chosen, 0);
+  const even = await search({ exponent: 0.3, valueOffset: 0 }, ({ exponent }) =>
+    exponent === 0.45 ? by(0.93, 0.97, 0.95) : by(1, 1, 1),
+  );
+  assert.deepEqual(even.best, [0.45, 0]);
 });

@@ -10,9 +10,14 @@ export interface TunedSetting {
   readonly valueOffset: number;
 }
 
-export interface TunedLoss {
+interface Losses {
   readonly klNats: number;
   readonly copyKlNats: number;
+}
+
+export interface TunedLoss extends Losses {
+  /** Of each document, in the same order for all settings. */
+  readonly byDocument: readonly Losses[];
 }
 
 export type TriedSetting<Loss extends TunedLoss> = TunedSetting & Loss;
@@ -25,15 +30,16 @@ const OFFSET_STRIDE = SCALE_UNITS / 2;
 const OFFSET_REACH = 8 * OFFSET_STRIDE;
 /** Neither loss may exceed its first value by more than this share. */
 const TOLERATED_LOSS = 0.05;
-/** Settings are left only for others that are better by this share: less is noise on a few documents. */
+/** Settings are left only for others that are better by this share: less is not worth new steps. */
 const LEAST_GAIN = 0.02;
 const LEAST_LOSS = 1e-12;
 
 /**
- * Hill climbing on the grid of settings. The figure of merit is the geometric mean of both losses against those of
- * `start`; settings where either exceeds its first value by 5 % are not taken. `measure` gets lists of settings not
- * measured before, the first alone with its neighbours. Returns all settings in the order tried, `start` first, and the
- * index of the best.
+ * Hill climbing on the grid of settings. The figure of merit is the geometric mean, over documents and both losses, of
+ * their share of another setting's. A setting is left for one that gains 2 % and more than the standard error of that mean
+ * over documents, which differ by more than settings do. None is taken where either loss exceeds that of `start` by 5 %. `measure` gets
+ * lists of settings not measured before, the first one with its neighbours. Returns all settings in the order tried,
+ * `start` first, and the index of the best.
  */
 export async function searchSettings<Loss extends TunedLoss>(
   start: TunedSetting,
@@ -52,10 +58,12 @@ export async function searchSettings<Loss extends TunedLoss>(
     if (round.length === 0) return { tried, chosen };
     const losses = await measure(round);
     tried.push(...round.map((setting, i) => ({ ...setting, ...(losses[i] as Loss) })));
-    const merits = tried.map((one) => relativeLoss(one, tried[0] as TunedLoss));
-    const least = merits.indexOf(Math.min(...merits));
-    if (!((merits[least] as number) < (merits[chosen] as number) * (1 - LEAST_GAIN))) return { tried, chosen };
-    chosen = least;
+    const first = tried[0] as TunedLoss;
+    const current = tried[chosen] as TunedLoss;
+    const gains = tried.map((one) => (isTolerated(one, first) ? sureGain(one, current) : 0));
+    const most = Math.max(...gains);
+    if (!(most > 0)) return { tried, chosen };
+    chosen = gains.indexOf(most);
     best = tried[chosen] as TunedSetting;
   }
 }
@@ -71,12 +79,24 @@ function neighbours({ exponent, valueOffset }: TunedSetting, grid: readonly numb
   ];
 }
 
-/** Geometric mean of both losses over those of the first setting; infinite where one is much worse. */
-function relativeLoss(loss: TunedLoss, first: TunedLoss): number {
-  const shares = [
-    Math.max(loss.klNats, LEAST_LOSS) / Math.max(first.klNats, LEAST_LOSS),
-    Math.max(loss.copyKlNats, LEAST_LOSS) / Math.max(first.copyKlNats, LEAST_LOSS),
-  ];
-  if (!shares.every((share) => share <= 1 + TOLERATED_LOSS)) return Infinity;
-  return Math.sqrt(shares.reduce((product, share) => product * share, 1));
+/** Whether neither loss is much worse than that of the first setting. */
+function isTolerated(loss: Losses, first: Losses): boolean {
+  return logShares(loss, first).every((share) => share <= Math.log(1 + TOLERATED_LOSS));
+}
+
+/** How much of the logarithm of `current`'s losses `loss` gains on average; 0 where that may be chance. */
+function sureGain(loss: TunedLoss, current: TunedLoss): number {
+  const gains = loss.byDocument.map((one, d) => {
+    const [kl = 0, copyKl = 0] = logShares(one, current.byDocument[d] as Losses);
+    return -(kl + copyKl) / 2;
+  });
+  const mean = gains.reduce((sum, gain) => sum + gain, 0) / gains.length;
+  const squares = gains.reduce((sum, gain) => sum + (gain - mean) ** 2, 0);
+  const error = Math.sqrt(squares / Math.max(1, gains.length - 1) / gains.length);
+  return mean > -Math.log(1 - LEAST_GAIN) && mean > error ? mean : 0;
+}
+
+function logShares(loss: Losses, other: Losses): number[] {
+  const share = (a: number, b: number): number => Math.log(Math.max(a, LEAST_LOSS) / Math.max(b, LEAST_LOSS));
+  return [share(loss.klNats, other.klNats), share(loss.copyKlNats, other.copyKlNats)];
 }

@@ -18,14 +18,14 @@ import { readGguf } from '../../engines/llama/gguf.ts';
 import { openModel } from '../../engines/llama/session.ts';
 import { openGgmlBackend } from '../../linalg/ggml/backend.ts';
 import type { StepPoint, WtcProfile } from '../../profile/profile.ts';
-import type { TuningCandidate, TuningRecord } from '../../profile/tuning.ts';
+import type { TuningRecord } from '../../profile/tuning.ts';
 import { rewriteProfile } from '../../profile/write-profile.ts';
 import type { EvaluationDocument } from '../documents.ts';
 import type { WeightsChoice } from '../evaluate.ts';
 import { openEvaluatedProfiles } from '../evaluated-profiles.ts';
 import { exactWeights } from '../exact-weights.ts';
 import type { Scores } from '../metrics.ts';
-import { NO_SCORES, addScores, meanScores } from '../metrics.ts';
+import { addScores, meanScores } from '../metrics.ts';
 import { checkShape } from '../measure.ts';
 import type { ProtocolShape } from '../protocol.ts';
 import { createReference, prefill, runDocument } from '../protocol.ts';
@@ -33,7 +33,7 @@ import type { ProtocolContext, Treatment } from '../treatment.ts';
 import { kvtcTreatment } from '../treatment.ts';
 import type { CachedCoefficients, SizedSetting } from './equal-bits.ts';
 import { cachedCoefficients, codedBytes, profileWith, stepForBytes } from './equal-bits.ts';
-import type { TunedSetting } from './search.ts';
+import type { TunedLoss, TunedSetting } from './search.ts';
 import { EXPONENTS, searchSettings } from './search.ts';
 import type { SampledTexts } from './tuning-documents.ts';
 import { leftDocuments, newDocuments } from './tuning-documents.ts';
@@ -156,7 +156,7 @@ export async function tuneProfile(options: TuneOptions): Promise<Tuning> {
     const start = { exponent: point.exponent, valueOffset: point.value.stepIndex - point.key.stepIndex };
     const targetBytes = await codedBytes(profile, coefficients, start, point.key.stepIndex);
     let lastStepIndex = point.key.stepIndex;
-    const measure = async (settings: readonly TunedSetting[]): Promise<TuningCandidate[]> => {
+    const measure = async (settings: readonly TunedSetting[]): Promise<(SizedSetting & TunedLoss)[]> => {
       const sized: SizedSetting[] = [];
       for (const setting of settings) {
         throwIfAborted(signal);
@@ -170,7 +170,7 @@ export async function tuneProfile(options: TuneOptions): Promise<Tuning> {
       }
       const treatments = sized.map((setting) => treatmentOf(profile, transforms, setting));
       counter.expect(caches.length * (shape.continuationTokens + shape.copyTokens) * (1 + sized.length));
-      const scores = sized.map(() => ({ continuation: NO_SCORES, copy: NO_SCORES }));
+      const scores = sized.map((): DocumentScores[] => []);
       for (const { document, state } of caches) {
         await runDocument(document, treatments, {
           context,
@@ -180,16 +180,12 @@ export async function tuneProfile(options: TuneOptions): Promise<Tuning> {
           signal,
           onDecoded: counter.add,
           onResult: (treatment, result) => {
-            addTo(scores[treatments.indexOf(treatment)], result);
+            scores[treatments.indexOf(treatment)]?.push(result);
             return Promise.resolve();
           },
         });
       }
-      return sized.map((setting, i) => ({
-        ...setting,
-        klNats: meanScores(scores[i]?.continuation ?? NO_SCORES).klNats,
-        copyKlNats: meanScores(scores[i]?.copy ?? NO_SCORES).klNats,
-      }));
+      return sized.map((setting, i) => ({ ...setting, ...lossOf(scores[i] ?? []) }));
     };
     const { tried, chosen } = await searchSettings(start, profile.predictor === null ? [] : EXPONENTS, measure);
     const record: TuningRecord = {
@@ -203,10 +199,17 @@ export async function tuneProfile(options: TuneOptions): Promise<Tuning> {
         sha256,
         tokens: tokens.length,
       })),
-      candidates: tried,
+      candidates: tried.map(({ exponent, valueOffset, keyStepIndex, codedBytes: bytes, klNats, copyKlNats }) => ({
+        exponent,
+        valueOffset,
+        keyStepIndex,
+        codedBytes: bytes,
+        klNats,
+        copyKlNats,
+      })),
       chosen,
     };
-    const steps = chosen === 0 ? undefined : stepsOf(profile, coefficients, tried[chosen] as TuningCandidate, signal);
+    const steps = chosen === 0 ? undefined : stepsOf(profile, coefficients, tried[chosen] as TunedSetting, signal);
     throwIfAborted(signal);
     // What was measured with other steps says nothing of these.
     await rewriteProfile(profilePath, { tuning: record, ...(steps === undefined ? {} : { steps, quality: [] }) });
@@ -272,13 +275,17 @@ function treatmentOf(profile: WtcProfile, transforms: Transforms, setting: Sized
   return kvtcTreatment(own, { step: stepOf(keyStepIndex) }, `exponent ${exponent} values ${valueOffset}`);
 }
 
-function addTo(
-  sums: { continuation: Scores; copy: Scores } | undefined,
-  result: { readonly continuation: Scores; readonly copy: Scores },
-): void {
-  if (sums === undefined) return;
-  sums.continuation = addScores(sums.continuation, result.continuation);
-  sums.copy = addScores(sums.copy, result.copy);
+interface DocumentScores {
+  readonly continuation: Scores;
+  readonly copy: Scores;
+}
+
+function lossOf(documents: readonly DocumentScores[]): TunedLoss {
+  const losses = (parts: readonly DocumentScores[]) => ({
+    klNats: meanScores(addScores(...parts.map(({ continuation }) => continuation))).klNats,
+    copyKlNats: meanScores(addScores(...parts.map(({ copy }) => copy))).klNats,
+  });
+  return { ...losses(documents), byDocument: documents.map((document) => losses([document])) };
 }
 
 /** The table of steps of a setting, measured on the documents' own rows. */
