@@ -33,6 +33,12 @@ const TRAINING_STRIDE = SCALE_UNITS / 2;
 /** No ratio worth having needs a step finer than this many octaves below the first component's deviation. */
 const TRAINING_REACH = 12;
 
+/**
+ * The engine reads so many documents for the predictor, so many tokens of each at most: five times what its weights need,
+ * where a file measured on a GPU may have a hundred times.
+ */
+const PREDICTOR_READS = { tokens: 24_576, perDocument: 2048 } as const;
+
 /** Components under this share of the first one's deviation are left out of predictions. */
 const LEAST_DEVIATION = 1e-4;
 
@@ -211,10 +217,13 @@ async function fitPredictor(
   const { documents, documentTokens } = importance;
   const parts: Record<StreamKind, Float32Array[]> = { key: [], value: [] };
   const targets: Record<StreamKind, Float32Array[]> = { key: [], value: [] };
-  for (let d = 0; d < documents; d++) {
+  const perDocument = Math.min(documentTokens, PREDICTOR_READS.perDocument);
+  const read = Math.min(documents, Math.ceil(PREDICTOR_READS.tokens / perDocument));
+  for (let i = 0; i < read; i++) {
     throwIfAborted(signal);
+    const d = Math.floor((i * documents) / read); // evenly over the file
     const first = d * documentTokens;
-    let end = first + documentTokens;
+    let end = first + perDocument;
     while (end > first && Number.isNaN(importance.key[end - 1]) && Number.isNaN(importance.value[end - 1])) end--;
     if (end - first <= sinks) continue;
     const tokens = importance.tokens.slice(first, end);
@@ -227,7 +236,7 @@ async function fitPredictor(
       parts[stream].push(coefficients);
       targets[stream].push(importance[stream].subarray(end - found.rowCount, end));
     }
-    onEvent?.({ type: 'progress', phase: 'importance', done: d + 1, total: documents, unit: 'documents' });
+    onEvent?.({ type: 'progress', phase: 'importance', done: i + 1, total: read, unit: 'documents' });
   }
   const tokens = targets.key.reduce((sum, part) => sum + part.length, 0);
   const deviations = {
