@@ -23,6 +23,9 @@ const CHUNK_ROWS = 256;
 const LEAST_RATIO = 6;
 const MOST_RATIO = 160;
 
+/** A last component of this many octaves above the step takes some 10 bits: a basis too small for 6x has no finer use. */
+const FINEST_OCTAVES = 8;
+
 export interface MeasureStepsOptions extends Pick<RunOptions, 'signal'> {
   readonly tables: Readonly<Record<StreamKind, StreamTables>>;
   /** Values of a token. */
@@ -46,7 +49,9 @@ export function measureSteps(options: MeasureStepsOptions): StepPoint[] {
   const lowestClass = predictor === null ? 0 : USUAL_LOWEST_CLASS;
   const points: StepPoint[] = [];
   let stepIndex = STRIDE * Math.ceil(Math.max(tables.key.scales[0]!, tables.value.scales[0]! - valueOffset) / STRIDE);
-  for (; stepIndex > -SCALE_INDEX_LIMIT / 2; stepIndex -= STRIDE) {
+  const last = Math.min(tables.key.scales.at(-1)!, tables.value.scales.at(-1)! - valueOffset);
+  const finest = Math.max(last - FINEST_OCTAVES * SCALE_UNITS, -SCALE_INDEX_LIMIT / 2);
+  for (; stepIndex > finest || points.length === 0; stepIndex -= STRIDE) {
     throwIfAborted(options.signal);
     const at = (stream: StreamKind, index: number): StepPoint['key'] => ({
       stepIndex: index,
