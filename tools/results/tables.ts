@@ -68,15 +68,15 @@ function evaluationText(id: string, one: NamedResult<Evaluation>, oracle: Oracle
       [
         ...plain.map((row) => [row.treatment, ...cells(table, row, oracleRow(row, reference)), perplexity(row)]),
         [
-          'floor',
+          floor.documents === settings.documents.length ? 'floor' : `floor, first ${floor.documents}`,
           '–',
           '–',
           nats(floor.klNats),
           nats(floor.copyKlNats),
           percent(floor.top1Agreement),
-          perplexity(floor),
+          floor.documents === settings.documents.length ? perplexity(floor) : '–',
         ],
-        ['exact', '1', '1', '0', '0', '100.0 %', floor.perplexityExact.toFixed(2)],
+        ['exact', '1', '1', '0', '0', '100.0 %', (plain[0] ?? floor).perplexityExact.toFixed(2)],
       ],
     ),
     equalText(rows),
