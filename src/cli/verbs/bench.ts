@@ -181,8 +181,8 @@ function speedFigures(name: string, speed: BenchResult): Figure[] {
     figure({ name: 'products', value: speed.productsGflops.median, unit: 'gflops', least: PRODUCTS_BOUND_GFLOPS }),
     ...speed.memory.map(({ verb: what, tokens, aboveStateBytes }) =>
       figure({
-        name: `memory above the state, ${what} ${formatCount(tokens)} tokens`,
-        value: aboveStateBytes,
+        name: `memory above engine and state, ${what} ${formatCount(tokens)} tokens`,
+        value: aboveStateBytes - speed.idlePeakRssBytes,
         unit: 'bytes',
         most: MEMORY_BOUND_BYTES,
       }),

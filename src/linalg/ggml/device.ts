@@ -15,9 +15,12 @@ export interface ConstantTensor {
 
 /**
  * Graphs side by side keep every core busy: while one waits for JS to bring its data or take its results, another
- * multiplies, and a graph of one thread waits for no other.
+ * multiplies. Graphs of one thread wait for no other, so one more than there are cores fills the gaps; graphs of several
+ * threads would stand in each other's way.
  */
-const MOST_LANES = 2;
+function lanesFor(threads: number): { readonly lanes: number; readonly threadsEach: number } {
+  return threads <= 2 ? { lanes: threads + 1, threadsEach: 1 } : { lanes: 2, threadsEach: Math.floor(threads / 2) };
+}
 
 /** Closable. Graphs wait their turn. */
 export class GgmlDevice {
@@ -32,8 +35,8 @@ export class GgmlDevice {
   constructor(threads: number) {
     this.threads = threads;
     this.library = ggmlLibrary();
-    const lanes = Math.min(threads, MOST_LANES);
-    const lane = (): Lane => new Lane(this.library, Math.floor(threads / lanes));
+    const { lanes, threadsEach } = lanesFor(threads);
+    const lane = (): Lane => new Lane(this.library, threadsEach);
     this.lanes = [lane(), ...Array.from({ length: lanes - 1 }, lane)];
   }
 
