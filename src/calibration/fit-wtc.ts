@@ -34,10 +34,10 @@ const TRAINING_STRIDE = SCALE_UNITS / 2;
 const TRAINING_REACH = 12;
 
 /**
- * The engine reads so many documents for the predictor, so many tokens of each at most: five times what its weights need,
+ * The engine reads so many documents for the predictor, so many tokens of each at most: eight times what its weights need,
  * where a file measured on a GPU may have a hundred times.
  */
-const PREDICTOR_READS = { tokens: 24_576, perDocument: 2048 } as const;
+const PREDICTOR_READS = { tokens: 36_864, perDocument: 3072 } as const;
 
 /** Components under this share of the first one's deviation are left out of predictions. */
 const LEAST_DEVIATION = 1e-4;
