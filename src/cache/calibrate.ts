@@ -8,7 +8,7 @@ import { throwIfAborted } from '../base/events.ts';
 import type { StreamKind } from '../base/geometry.ts';
 import { STREAMS, headDim, streamWidth } from '../base/geometry.ts';
 import { PRODUCER } from '../base/version.ts';
-import type { CalibrationResult } from '../calibration/calibrate.ts';
+import type { CalibrateOptions, CalibrationResult } from '../calibration/calibrate.ts';
 import { CALIBRATION_DEFAULTS, calibrateDocuments } from '../calibration/calibrate.ts';
 import type { DocumentRows } from '../calibration/collect.ts';
 import type { TextGroup } from '../calibration/sample.ts';
@@ -31,13 +31,27 @@ const SAMPLE_DEFAULTS = { tokens: 20_000, documentTokens: 2048 } as const;
 /** Added to the seed beside moments measured elsewhere: with the same seed their documents might be the sample's. */
 const OTHER_SEED = 1_000_003;
 
-export interface CalibrateModelOptions extends RunOptions {
+export interface CalibrateModelOptions
+  extends
+    RunOptions,
+    Pick<
+      CalibrateOptions,
+      | 'output'
+      | 'exponent'
+      | 'rank'
+      | 'ratios'
+      | 'seed'
+      | 'sinks'
+      | 'workDirectory'
+      | 'part'
+      | 'parts'
+      | 'layersPerBasis'
+      | 'keepWork'
+    > {
   /** GGUF file. */
   readonly model: string;
   /** Groups get equal shares of the tokens. Typical prompts of the user's own make the best profile. */
   readonly texts: readonly TextGroup[];
-  /** Profile to write. */
-  readonly output: string;
   readonly tokens?: number | undefined;
   /** Tokens of one document: the positions the rows come from. */
   readonly documentTokens?: number | undefined;
@@ -48,20 +62,8 @@ export interface CalibrateModelOptions extends RunOptions {
    * it is measured by forward passes on the same texts and kept in the work directory.
    */
   readonly sensitivity?: string | undefined;
-  /** wtc: how far predicted importances of tokens move their steps (default 0.3; 0 for not at all). */
-  readonly exponent?: number | undefined;
   /** A moments file of this model (docs/format/sensitivity.md): the texts are then only held out. */
   readonly moments?: string | undefined;
-  readonly rank?: number | undefined;
-  readonly ratios?: readonly number[] | undefined;
-  readonly seed?: number | undefined;
-  readonly sinks?: number | undefined;
-  readonly workDirectory?: string | undefined;
-  readonly part?: { readonly index: number; readonly count: number } | undefined;
-  readonly parts?: readonly string[] | undefined;
-  /** For comparisons; see CalibrateOptions. */
-  readonly layersPerBasis?: number | undefined;
-  readonly keepWork?: boolean | undefined;
   readonly threads?: number | undefined;
 }
 
