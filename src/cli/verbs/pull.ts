@@ -7,7 +7,7 @@ import type { Verb } from '../verb.ts';
 export const verb: Verb = {
   syntax: {
     summary: 'Download a model, check it, keep it in the cache',
-    positionals: [{ name: 'NAME', help: `${MODEL_NAMES.join(', ')}, hf:owner/repo/file.gguf, a web address; texts` }],
+    positionals: [{ name: 'NAME', help: `${MODEL_NAMES.join(', ')}, hf:owner/repo/file.gguf, a URL; or texts` }],
     options: { output: { short: 'o', value: 'FOLDER', fallback: 'texts', help: 'where texts go' } },
     details: [
       'Append #sha256=<64 hex digits> to have the file checked; web addresses need it, for hf: the checksum is shown.',
