@@ -1,9 +1,9 @@
 // kvtc ablate: what each choice of the codec is worth on a model and texts.
 
-import { basename } from 'node:path';
 import type { Ablation, AblationRow } from '../../evaluation/ablation/ablate.ts';
 import { formatRatio, formatSmall, formatPercent, formatDuration, table } from '../format.ts';
 import type { Verb } from '../verb.ts';
+import { evaluationTexts } from './evaluation-texts.ts';
 import { MODEL_POSITIONAL, PROFILE_OPTION, TASK_SYNTAX, TEXT_OPTION, commandLine, taskOptions } from './options.ts';
 
 const SETS = [
@@ -73,10 +73,7 @@ export const verb: Verb = {
     };
     const reportPath = args.text('report');
     const modelPath = await resolveModel(args.positionals[0] ?? '');
-    const groups = await readTextFiles(args.texts('text'), context);
-    const texts = groups.flatMap(({ name, texts: inGroup }) =>
-      inGroup.map((text) => ({ kind: basename(name), ...text })),
-    );
+    const texts = await evaluationTexts(args, context);
     const calibration = args.texts('calibration');
     const calibrationTexts = calibration.length === 0 ? [] : await readTextFiles(calibration, context);
     const ablation = await ablate({

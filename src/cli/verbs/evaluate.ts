@@ -1,6 +1,5 @@
 // kvtc evaluate: what each ratio of profiles costs on a model and texts.
 
-import { basename } from 'node:path';
 import { equalQuality, equalRatioText } from '../../evaluation/equal-quality.ts';
 import type { Evaluation } from '../../evaluation/evaluate.ts';
 import { exactTokensText } from '../../evaluation/series.ts';
@@ -8,6 +7,7 @@ import type { EvaluationRow } from '../../evaluation/summary.ts';
 import { formatDuration, formatPercent, formatRatio, formatSmall, table } from '../format.ts';
 import type { Verb } from '../verb.ts';
 import { evaluationTasksText } from './evaluation-tables.ts';
+import { evaluationTexts } from './evaluation-texts.ts';
 import { commandLine, MODEL_POSITIONAL, PROFILE_OPTION, TASK_SYNTAX, TEXT_OPTION, taskOptions } from './options.ts';
 
 export const verb: Verb = {
@@ -62,7 +62,6 @@ export const verb: Verb = {
     const { evaluate } = await import('../../evaluation/evaluate.ts');
     const { cacheDirectory } = await import('../../models/cache-directory.ts');
     const { resolveModel } = await import('../../models/pull.ts');
-    const { readTextFiles } = await import('../../models/text-files.ts');
     const options = {
       profilePath: args.text('profile') ?? '',
       alsoProfilePaths: args.texts('also'),
@@ -80,10 +79,7 @@ export const verb: Verb = {
     };
     const reportPath = args.text('report');
     const modelPath = await resolveModel(args.positionals[0] ?? '');
-    const groups = await readTextFiles(args.texts('text'), context);
-    const texts = groups.flatMap(({ name, texts: inGroup }) =>
-      inGroup.map((text) => ({ kind: basename(name), ...text })),
-    );
+    const texts = await evaluationTexts(args, context);
     const evaluation = await evaluate({
       ...options,
       ...context,

@@ -3,6 +3,7 @@
 import { KvtcError } from '../../base/errors.ts';
 import type { Arguments, Outcome, Verb, VerbContext } from '../verb.ts';
 import { evaluationText } from './evaluate.ts';
+import { evaluationTexts } from './evaluation-texts.ts';
 import { TEXT_OPTION, commandLine } from './options.ts';
 
 export const verb: Verb = {
@@ -47,7 +48,6 @@ async function measure(args: Arguments, context: VerbContext, path: string, mode
   const { measureQuality } = await import('../../evaluation/measure-quality.ts');
   const { cacheDirectory } = await import('../../models/cache-directory.ts');
   const { resolveModel } = await import('../../models/pull.ts');
-  const { readTextFiles } = await import('../../models/text-files.ts');
   if (!args.has('text')) throw new KvtcError('KVTC_OPTION_INVALID', '--quality needs --text PATH');
   const options = {
     profilePath: path,
@@ -60,8 +60,7 @@ async function measure(args: Arguments, context: VerbContext, path: string, mode
     command: commandLine(),
   };
   const modelPath = await resolveModel(model);
-  const groups = await readTextFiles(args.texts('text'), context);
-  const texts = groups.flatMap(({ name, texts: inGroup }) => inGroup.map((text) => ({ kind: name, ...text })));
+  const texts = await evaluationTexts(args, context);
   const { points, evaluation } = await measureQuality({ ...options, ...context, modelPath, texts });
   return {
     json: { path, kind: 'profile', ok: true, quality: points },
