@@ -1,61 +1,16 @@
-// Tiny containers of the codec wtc and the synthetic profile they belong to, from a seed: for golden files. Coefficients
+// Tiny containers of the codec wtc, from a seed and a synthetic profile: for golden files. Coefficients
 // take the product's way from the codec on; no engine, no transform.
 
 import { seededRandom } from '../src/base/random.ts';
 import type { WindowMode } from '../src/cache/chunk-seam.ts';
 import { layOutTokens } from '../src/cache/layout.ts';
 import { createWtcEncoder } from '../src/cache/wtc-chunks.ts';
-import { scaleIndices } from '../src/codec/wtc/classes.ts';
-import { laplaceRows, testDeviation, testTables } from '../src/codec/wtc/fixture.test-data.ts';
-import { rankNeeded } from '../src/codec/wtc/plan.ts';
+import { laplaceRows } from '../src/codec/wtc/fixture.test-data.ts';
 import type { ContainerTarget } from '../src/container/types.ts';
 import { createContainerWriter } from '../src/container/writer.ts';
-import { openProfile } from '../src/profile/open-profile.ts';
-import type { StepPoint, WtcProfile } from '../src/profile/profile.ts';
-import type { WtcStream } from '../src/profile/write-wtc.ts';
-import { writeWtcProfile } from '../src/profile/write-wtc.ts';
+import type { WtcProfile } from '../src/profile/profile.ts';
 import { STREAMS } from '../src/base/geometry.ts';
-import { matrix } from './profile-contents.ts';
-import { TINY_MODELS, tinyExactRows } from './tiny-paper.ts';
-
-const WIDTH = 64;
-const RANK = 48;
-const COMPONENTS = 16;
-const CUT = -5;
-
-/** Writes the profile and opens it: an analysis of its own, a predictor of tokens' importances, three steps. */
-export async function writeTinyWtcProfile(path: string): Promise<WtcProfile> {
-  const random = seededRandom(21);
-  const scales = scaleIndices(Float32Array.from({ length: RANK }, (_, i) => testDeviation(i)));
-  const stream = (seed: number): WtcStream => ({
-    ...testTables(RANK),
-    scales,
-    mean: Float32Array.from({ length: WIDTH }, () => random.normal()),
-    analysis: matrix(RANK, WIDTH, seed),
-    synthesis: matrix(RANK, WIDTH, seed + 1),
-  });
-  const point = (ratio: number, stepIndex: number): StepPoint => {
-    const parameters = { stepIndex, rank: rankNeeded(scales, stepIndex, CUT), cut: CUT };
-    return { ratio, bitsPerToken: 2048 / ratio, exponent: 0.4, key: parameters, value: parameters };
-  };
-  const floats = (length: number): Float32Array => Float32Array.from({ length }, () => random.normal() / 4);
-  const deviations = Float32Array.from({ length: COMPONENTS }, (_, i) => testDeviation(i));
-  await writeWtcProfile(path, {
-    model: TINY_MODELS.yarn,
-    streams: { key: stream(31), value: stream(41) },
-    steps: [point(8, -64), point(16, 128), point(32, 512)],
-    predictor: {
-      components: COMPONENTS,
-      deviations: { key: deviations, value: deviations },
-      weights: { key: floats(4 * COMPONENTS + 3), value: floats(4 * COMPONENTS + 3) },
-    },
-    provenance: { seed: 21, rows: 0, heldOutRows: 0, sinks: 0, documents: [], producer: 'synthetic' },
-    quality: [],
-  });
-  const profile = await openProfile(path);
-  if (profile.codec !== 'wtc') throw new Error(`a profile of ${profile.codec}`);
-  return profile;
-}
+import { tinyExactRows } from './tiny-paper.ts';
 
 export interface TinyWtcOptions {
   readonly ratio: number;

@@ -15,6 +15,7 @@ import type {
   TransformSpec,
 } from '../linalg/backend.ts';
 import type { Profile } from '../profile/profile.ts';
+import { withDerivedAnalysis } from './derived-analysis.ts';
 
 /** Ranks of one matrix kept at a time: a chunk with finer tokens takes more components than the others. */
 const RANKS_KEPT = 2;
@@ -44,24 +45,32 @@ export function openTransforms(profile: Profile, backend: Backend, precision: Pr
     found.value.catch(() => ready.set(slot, ready.get(slot)?.filter((one) => one !== found) ?? []));
     return found.value as Promise<T>;
   };
-  const spec = (stream: StreamKind, rank: number, element: ElementType): TransformSpec => {
-    const { mean, analysis, synthesis } = profile.stream(stream);
-    return {
-      layout: rowLayout(profile, stream, element),
-      mean,
-      analysis: firstRows(analysis, rank),
-      synthesis: firstRows(synthesis, rank),
-      rope: stream === 'key' ? profile.model.rope : null,
-      precision,
-    };
+  const spec = (stream: StreamKind, synthesis: MatrixSource, element: ElementType): TransformSpec => ({
+    layout: rowLayout(profile, stream, element),
+    mean: profile.stream(stream).mean,
+    analysis: synthesis,
+    synthesis,
+    rope: stream === 'key' ? profile.model.rope : null,
+    precision,
+  });
+  const prepareAnalysis = async (stream: StreamKind, rank: number, element: ElementType): Promise<Analysis> => {
+    const { analysis, synthesis: whole } = profile.stream(stream);
+    const synthesis = firstRows(whole, rank);
+    const prepare = (matrix: MatrixSource): Promise<Analysis> =>
+      backend.prepareAnalysis({ ...spec(stream, synthesis, element), analysis: matrix });
+    return 'read' in analysis
+      ? prepare(firstRows(analysis, rank))
+      : withDerivedAnalysis(synthesis, analysis, backend, prepare);
   };
+  const prepareSynthesis = async (stream: StreamKind, rank: number, element: ElementType): Promise<Synthesis> =>
+    backend.prepareSynthesis(spec(stream, firstRows(profile.stream(stream).synthesis, rank), element));
   return {
     profile,
     backend,
     analysis: (stream, rank, element) =>
-      obtain(`analysis ${stream}`, `${rank} ${element}`, () => backend.prepareAnalysis(spec(stream, rank, element))),
+      obtain(`analysis ${stream}`, `${rank} ${element}`, () => prepareAnalysis(stream, rank, element)),
     synthesis: (stream, rank, element) =>
-      obtain(`synthesis ${stream}`, `${rank} ${element}`, () => backend.prepareSynthesis(spec(stream, rank, element))),
+      obtain(`synthesis ${stream}`, `${rank} ${element}`, () => prepareSynthesis(stream, rank, element)),
     close: () => {
       for (const held of ready.values()) for (const { value } of held) closeWhenReady(value);
       ready.clear();

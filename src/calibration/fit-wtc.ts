@@ -10,14 +10,15 @@ import { STREAMS } from '../base/geometry.ts';
 import { RANK_STEP } from '../codec/paper/plan.ts';
 import { SCALE_UNITS, scaleIndices } from '../codec/wtc/classes.ts';
 import { trainTables } from '../codec/wtc/train.ts';
-import type { Backend, MatrixSource } from '../linalg/backend.ts';
+import type { Backend } from '../linalg/backend.ts';
 import { denseMatrix } from '../linalg/dense.ts';
-import type { StepPoint, TokenPredictor } from '../profile/profile.ts';
+import type { HeadMetric, StepPoint, TokenPredictor } from '../profile/profile.ts';
 import type { WtcStream } from '../profile/write-wtc.ts';
 import { fitBasis } from './basis.ts';
 import type { RowSource } from './collect.ts';
 import type { HeldOutRows } from './held-out.ts';
 import { halvesOf, pickRows, projectRows } from './held-out.ts';
+import { jointRanks } from './joint-ranks.ts';
 import { measureSteps } from './measure-steps.ts';
 import type { Moments } from './moments.ts';
 import type { HeadMetrics, Sensitivity, TokenImportance } from './sensitivity-file.ts';
@@ -45,7 +46,11 @@ const LEAST_DEVIATION = 1e-4;
 /** Finest trained step: so many octaves below the last component's deviation, which then takes about 4 bits. */
 const TRAINING_OCTAVES = 4;
 
+/** A stream gets at most this share more than half of all components. */
+const RANK_REACH = 4 / 3;
+
 export interface WtcFitOptions extends RunOptions {
+  /** Components kept of keys and of values, on average: those that deviate most in steps, of whichever stream. */
   readonly rank: number;
   readonly seed: number;
   readonly backend: Backend;
@@ -71,6 +76,8 @@ interface FittedStream {
   /** f32[rank, p] */
   readonly analysis: Float32Array;
   readonly synthesis: Float32Array;
+  /** Null where the analysis is the synthesis. */
+  readonly metric: HeadMetric | null;
   /** f32[rank] */
   readonly deviations: Float32Array;
   readonly scales: Int16Array;
@@ -89,10 +96,14 @@ export async function fitWtc(
   const { backend, sensitivity, signal, onEvent } = options;
   const startedMs = performance.now();
   const metrics = sensitivity === undefined ? null : normalised(sensitivity.metrics);
-  const fitted = {
+  const found = {
     key: await fitStream('key', moments.key, metrics?.key ?? null, options),
     value: await fitStream('value', moments.value, metrics?.value ?? null, options),
   };
+  const energies = found.value.totalEnergy / Math.max(found.key.totalEnergy, Number.MIN_VALUE);
+  const valueOffset = metrics === null && energies > 0 ? Math.round((SCALE_UNITS / 2) * Math.log2(energies)) : 0;
+  const ranks = jointRanks(found.key.scales, found.value.scales, valueOffset, 2 * options.rank);
+  const fitted = { key: firstComponents(found.key, ranks.key), value: firstComponents(found.value, ranks.value) };
   const basisMs = performance.now() - startedMs;
   const importance = sensitivity?.importance ?? null;
   const exponent = importance === null ? 0 : (options.exponent ?? DEFAULT_EXPONENT);
@@ -102,7 +113,7 @@ export async function fitWtc(
   const { training, measuring } = halvesOf(held);
   for (const [index, stream] of STREAMS.entries()) {
     throwIfAborted(signal);
-    const { mean, analysis, synthesis, scales } = fitted[stream];
+    const { mean, analysis, synthesis, metric, scales } = fitted[stream];
     const rank = scales.length;
     const width = mean.length;
     const projected = await projectRows(held[stream], held.rowCount, mean, analysis, rank, backend);
@@ -112,18 +123,17 @@ export async function fitWtc(
       mean,
       scales,
       family: trainTables(rows, scales, trainingSteps(scales)),
-      analysis: analysis === synthesis ? null : denseMatrix(analysis, rank, width),
+      metric,
       synthesis: denseMatrix(synthesis, rank, width),
     };
     onEvent?.({ type: 'progress', phase: 'plan', done: index + 1, total: 2, unit: 'streams' });
   }
   const { key, value } = streams as Record<StreamKind, WtcStream>;
-  const energies = fitted.value.totalEnergy / Math.max(fitted.key.totalEnergy, Number.MIN_VALUE);
   const steps = measureSteps({
     tables: { key, value },
     widths: { key: key.mean.length, value: value.mean.length },
     coefficients: { tokens: measuring.length, ...(coefficients as Record<StreamKind, Float32Array>) },
-    valueOffset: metrics === null && energies > 0 ? Math.round((SCALE_UNITS / 2) * Math.log2(energies)) : 0,
+    valueOffset,
     predictor: fit?.predictor ?? null,
     exponent: fit === null ? 0 : exponent,
     signal,
@@ -143,13 +153,19 @@ export async function fitWtc(
 /** A stream without the components that no step codes outside the finer window; what is left is a multiple of RANK_STEP. */
 function leading(stream: WtcStream, components: number): WtcStream {
   const rank = Math.min(stream.scales.length, RANK_STEP * Math.ceil(components / RANK_STEP));
-  const cut = (matrix: MatrixSource): MatrixSource => ({ ...matrix, rows: rank });
-  const { scales, analysis, synthesis } = stream;
+  const { scales, synthesis } = stream;
+  return { ...stream, scales: scales.slice(0, rank), synthesis: { ...synthesis, rows: rank } };
+}
+
+function firstComponents(stream: FittedStream, rank: number): FittedStream {
+  const cut = (rows: Float32Array): Float32Array => rows.subarray(0, rank * stream.mean.length);
+  const synthesis = cut(stream.synthesis);
   return {
     ...stream,
-    scales: scales.slice(0, rank),
-    analysis: analysis === null ? null : cut(analysis),
-    synthesis: cut(synthesis),
+    synthesis,
+    analysis: stream.metric === null ? synthesis : cut(stream.analysis),
+    deviations: stream.deviations.subarray(0, rank),
+    scales: stream.scales.slice(0, rank),
   };
 }
 
@@ -160,10 +176,16 @@ async function fitStream(
   options: WtcFitOptions,
 ): Promise<FittedStream> {
   const { backend, seed, signal, onEvent } = options;
-  const run = { backend, seed, signal, onEvent, rank: options.rank };
+  const width = moments.frame.width;
+  const run = { backend, seed, signal, onEvent, rank: Math.min(width, Math.ceil(RANK_REACH * options.rank)) };
   const found =
     metrics === null
-      ? await fitBasis(moments, run).then((plain) => ({ ...plain, analysis: plain.basis, synthesis: plain.basis }))
+      ? await fitBasis(moments, run).then(({ basis, ...plain }) => ({
+          ...plain,
+          analysis: basis,
+          synthesis: basis,
+          metric: null,
+        }))
       : await fitWeightedBasis(moments, metrics, run);
   const rank = found.rank - (found.rank % RANK_STEP);
   if (rank === 0) {
@@ -174,8 +196,8 @@ async function fitStream(
     );
   }
   const deviations = Float32Array.from(found.variances.subarray(0, rank), Math.sqrt);
-  const { mean, analysis, synthesis, totalEnergy } = found;
-  return { mean, analysis, synthesis, deviations, scales: scaleIndices(deviations), totalEnergy };
+  const { mean, analysis, synthesis, metric, totalEnergy } = found;
+  return { mean, analysis, synthesis, metric, deviations, scales: scaleIndices(deviations), totalEnergy };
 }
 
 /**

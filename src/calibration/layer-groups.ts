@@ -5,7 +5,8 @@ import { invariant } from '../base/errors.ts';
 import type { BasisOptions, FittedBasis } from './basis.ts';
 import { fitBasis } from './basis.ts';
 import type { Moments } from './moments.ts';
-import { meanOf, triangleSize } from './moments.ts';
+import { triangleSize } from '../linalg/dense.ts';
+import { meanOf } from './moments.ts';
 
 /**
  * Fits a basis to each group of `groupWidth` adjacent features (the last may be narrower) and puts all components in one

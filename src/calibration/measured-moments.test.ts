@@ -143,9 +143,9 @@ function setting(output: string, change: Partial<CalibrateOptions>): CalibrateOp
   };
 }
 
-async function matrixOf({ analysis }: StreamTransform): Promise<Float32Array> {
-  const values = new Float32Array(analysis.rows * analysis.columns);
-  await analysis.read(0, analysis.rows, values);
+async function matrixOf({ synthesis }: StreamTransform): Promise<Float32Array> {
+  const values = new Float32Array(synthesis.rows * synthesis.columns);
+  await synthesis.read(0, synthesis.rows, values);
   return values;
 }
 

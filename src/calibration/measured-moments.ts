@@ -9,7 +9,8 @@ import type { ModelIdentity } from '../profile/profile.ts';
 import type { Measurement, MeasurementKind } from './measurement-file.ts';
 import { readMeasurement } from './measurement-file.ts';
 import type { Moments } from './moments.ts';
-import { momentsFromMeans, triangleSize } from './moments.ts';
+import { triangleSize } from '../linalg/dense.ts';
+import { momentsFromMeans } from './moments.ts';
 import type { TokenDocument } from './sample.ts';
 import { hashTokens } from './sample.ts';
 

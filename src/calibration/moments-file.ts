@@ -9,7 +9,7 @@ import { crc32 } from 'node:zlib';
 import { z } from 'zod';
 import { replaceFile, writeFully } from '../base/atomic-file.ts';
 import { KvtcError } from '../base/errors.ts';
-import { triangleSize } from './moments.ts';
+import { triangleSize } from '../linalg/dense.ts';
 import type { Moments } from './moments.ts';
 
 const MAGIC = Uint8Array.of(0x89, 0x4b, 0x56, 0x4d, 0x0d, 0x0a, 0x1a, 0x01);

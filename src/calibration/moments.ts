@@ -6,7 +6,7 @@ import { KvtcError, invariant } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
 import type { Backend, MatrixSource, Precision } from '../linalg/backend.ts';
-import { dot } from '../linalg/dense.ts';
+import { dot, triangleSize } from '../linalg/dense.ts';
 
 /** Rows multiplied at once; a segment's last chunk may be shorter. */
 const CHUNK_ROWS = 1024;
@@ -41,11 +41,6 @@ export interface Moments {
   readonly sums: Float64Array;
   /** f64[width·(width+1)/2]: Σ yᵢ·yⱼ for j ≤ i, at i·(i+1)/2 + j. */
   readonly products: Float64Array;
-}
-
-/** Values of the packed lower triangle. */
-export function triangleSize(width: number): number {
-  return (width * (width + 1)) / 2;
 }
 
 /** Takes mean and power-of-two spread of every feature from f32[rowCount, width]; a few hundred rows are enough. */

@@ -4,7 +4,8 @@
 
 import { KvtcError, invariant } from '../base/errors.ts';
 import type { Backend, MatrixSource } from '../linalg/backend.ts';
-import { denseMatrix } from '../linalg/dense.ts';
+import { denseMatrix, dot, triangleSize } from '../linalg/dense.ts';
+import type { HeadMetric } from '../profile/profile.ts';
 import type { BasisOptions } from './basis.ts';
 import { leadingEigenvectors } from './basis.ts';
 import { covarianceMatrix, meanOf } from './moments.ts';
@@ -32,6 +33,8 @@ export interface WeightedBasis {
   readonly analysis: Float32Array;
   /** f32[rank, width], component-major: x = mean + Σ c_i·synthesis_i. */
   readonly synthesis: Float32Array;
+  /** The floored metrics that both come from: analysis = synthesis·metric, head by head. */
+  readonly metric: HeadMetric;
   /** f32[rank], falling: mean squared coefficient on the calibration rows. */
   readonly variances: Float32Array;
   /** Trace of the weighted covariance. */
@@ -80,6 +83,17 @@ export function factorMetrics({ heads, headDim, blocks }: HeadMetrics): MetricFa
     invertLower(l, inverse.subarray(h * size, (h + 1) * size), headDim);
   }
   return { heads, headDim, lower, inverse };
+}
+
+function packedMetric({ heads, headDim, lower }: MetricFactors): HeadMetric {
+  const packed = new Float32Array(heads * triangleSize(headDim));
+  let at = 0;
+  for (let h = 0; h < heads; h++) {
+    const row = (i: number): Float64Array =>
+      lower.subarray((h * headDim + i) * headDim, (h * headDim + i + 1) * headDim);
+    for (let i = 0; i < headDim; i++) for (let j = 0; j <= i; j++) packed[at++] = dot(row(i), row(j));
+  }
+  return { heads, headDim, packed };
 }
 
 /** The lower triangular inverse of a lower triangular f64[n, n]. */
@@ -143,6 +157,7 @@ export async function fitWeightedBasis(
     mean: meanOf(moments),
     analysis,
     synthesis,
+    metric: packedMetric(factors),
     variances: Float32Array.from(kept, ({ variance }) => variance),
     totalEnergy,
     converged,

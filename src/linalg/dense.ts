@@ -42,3 +42,8 @@ export function dot(a: ArrayLike<number>, b: ArrayLike<number>): number {
   if (i < a.length) sum0 += a[i]! * b[i]!;
   return sum0 + sum1;
 }
+
+/** Values of the packed lower triangle. */
+export function triangleSize(width: number): number {
+  return (width * (width + 1)) / 2;
+}

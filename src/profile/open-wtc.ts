@@ -10,7 +10,8 @@ import { SCALE_INDEX_LIMIT, SCALE_UNITS } from '../codec/wtc/classes.ts';
 import { FAMILY_VALUES, unpackFamily } from '../codec/wtc/family.ts';
 import type { StreamTables } from '../codec/wtc/plan.ts';
 import type { MatrixSource } from '../linalg/backend.ts';
-import type { ModelIdentity, StreamTransform, TokenPredictor, WtcProfile } from './profile.ts';
+import { triangleSize } from '../linalg/dense.ts';
+import type { HeadMetric, ModelIdentity, StreamTransform, TokenPredictor, WtcProfile } from './profile.ts';
 import type { SafetensorsHeader } from './safetensors.ts';
 import { malformed, parseJson, readExactly } from './safetensors.ts';
 import { stepsProblem, stepsSchema } from './schema.ts';
@@ -83,12 +84,28 @@ async function readWtcStream(
   const matrix = (what: 'analysis' | 'synthesis'): Promise<MatrixSource> =>
     int8Matrix(file, header, `${stream}.${what}`, rank, width, dim, path);
   const synthesis = await matrix('synthesis');
-  const analysis = header.tensors.has(`${stream}.analysis`) ? await matrix('analysis') : synthesis;
+  // Profiles before the metric stored the analysis.
+  const analysis = header.tensors.has(`${stream}.analysis`)
+    ? await matrix('analysis')
+    : await readMetric(file, header, stream, { heads: width / dim, headDim: dim }, path);
   const variances = Float32Array.from(scales, (scale) => 2 ** ((2 * scale) / SCALE_UNITS));
   return {
-    transform: { mean, variances, analysis, synthesis },
+    transform: { mean, variances, analysis: analysis ?? synthesis, synthesis },
     tables: { scales, family: unpackFamily(packed, name) },
   };
+}
+
+async function readMetric(
+  file: FileHandle,
+  header: SafetensorsHeader,
+  stream: StreamKind,
+  { heads, headDim }: Pick<HeadMetric, 'heads' | 'headDim'>,
+  path: string,
+): Promise<HeadMetric | null> {
+  const name = `${stream}.metric`;
+  if (!header.tensors.has(name)) return null;
+  const entry = tensor(header, name, 'F32', [heads, triangleSize(headDim)], path);
+  return { heads, headDim, packed: await readVector(file, entry, name, path) };
 }
 
 /** value = integer · scale of its row and head. Scales (a few hundred KB) are read at once, rows when asked for. */

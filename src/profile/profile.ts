@@ -85,14 +85,22 @@ export interface StreamBasis {
   readonly basis: MatrixSource;
 }
 
+/** What an error of a token costs: e·M·eᵀ, M symmetric, one block a layer and head (docs/format/profile.md). */
+export interface HeadMetric {
+  readonly heads: number;
+  readonly headDim: number;
+  /** f32[heads, headDim · (headDim + 1) / 2]: lower triangles, row by row. */
+  readonly packed: Float32Array;
+}
+
 /** One stream of an opened profile, whatever its codec. */
 export interface StreamTransform {
   /** f32[p] */
   readonly mean: Float32Array;
   /** f32[rank], falling. */
   readonly variances: Float32Array;
-  /** [rank, p], component-major: coefficient = row · (x − mean). */
-  readonly analysis: MatrixSource;
+  /** [rank, p], component-major: coefficient = row · (x − mean); or the metric that it follows from with the synthesis. */
+  readonly analysis: MatrixSource | HeadMetric;
   /** [rank, p], component-major: x ≈ mean + Σ coefficient · row. The paper's basis is both. */
   readonly synthesis: MatrixSource;
 }

@@ -7,7 +7,8 @@ import { RANK_STEP } from '../codec/paper/plan.ts';
 import { packFamily } from '../codec/wtc/family.ts';
 import type { StreamTables } from '../codec/wtc/plan.ts';
 import type { MatrixSource } from '../linalg/backend.ts';
-import type { ModelIdentity, Provenance, QualityPoint, StepPoint, TokenPredictor } from './profile.ts';
+import { triangleSize } from '../linalg/dense.ts';
+import type { HeadMetric, ModelIdentity, Provenance, QualityPoint, StepPoint, TokenPredictor } from './profile.ts';
 import type { TensorShape } from './safetensors.ts';
 import { PROFILE_FORMAT, PROFILE_VERSIONS, canonicalModel } from './schema.ts';
 import { ID_PLACEHOLDER, changeableSteps, checkIdentity, invalid, writeHashed } from './write-profile.ts';
@@ -16,9 +17,10 @@ import { ID_PLACEHOLDER, changeableSteps, checkIdentity, invalid, writeHashed } 
 export interface WtcStream extends StreamTables {
   /** f32[p] */
   readonly mean: Float32Array;
-  /** [rank, p]; null when the synthesis is orthonormal and serves as both. */
-  readonly analysis: MatrixSource | null;
+  /** [rank, p] */
   readonly synthesis: MatrixSource;
+  /** What the analysis follows from; null where the synthesis is orthonormal and serves as both. */
+  readonly metric: HeadMetric | null;
 }
 
 export interface WtcContents {
@@ -68,7 +70,7 @@ function plannedTensors({ model, streams, predictor }: WtcContents): PlannedTens
     return { name, type: 'F32', shape: [values.length], data: () => [bytesOf(values)] };
   };
   for (const stream of STREAMS) {
-    const { mean, scales, family, analysis, synthesis } = streams[stream];
+    const { mean, scales, family, metric, synthesis } = streams[stream];
     const width = streamWidth(model.geometry, stream);
     const rank = scales.length;
     if (mean.length !== width || rank < RANK_STEP || rank % RANK_STEP !== 0 || rank > width) {
@@ -80,23 +82,23 @@ function plannedTensors({ model, streams, predictor }: WtcContents): PlannedTens
       small.push(floats(`${stream}.predictor.deviations`, predictor.deviations[stream]));
       small.push(floats(`${stream}.predictor.weights`, predictor.weights[stream]));
     }
-    for (const [what, matrix] of Object.entries({ synthesis, ...(analysis === null ? {} : { analysis }) })) {
-      if (matrix.rows !== rank || matrix.columns !== width) {
-        throw invalid(`${stream}: ${what} is [${matrix.rows}, ${matrix.columns}], expected [${rank}, ${width}]`);
-      }
-      const name = `${stream}.${what}`;
-      const dim = headDim(model.geometry, stream);
-      const scalesShape = [rank, width / dim];
-      large.push(
-        {
-          name: `${name}.scales`,
-          type: 'F32',
-          shape: scalesShape,
-          data: () => roundedRows(matrix, dim, 'scales', name),
-        },
-        { name, type: 'I8', shape: [rank, width], data: () => roundedRows(matrix, dim, 'integers', name) },
-      );
+    if (synthesis.rows !== rank || synthesis.columns !== width) {
+      throw invalid(`${stream}: synthesis is [${synthesis.rows}, ${synthesis.columns}], expected [${rank}, ${width}]`);
     }
+    const dim = headDim(model.geometry, stream);
+    const shape = [width / dim, triangleSize(dim)];
+    if (metric !== null) {
+      if (metric.packed.length !== shape[0]! * shape[1]!) {
+        throw invalid(`${stream}: a metric of ${metric.packed.length} values, expected [${shape.join(', ')}]`);
+      }
+      large.push({ ...floats(`${stream}.metric`, metric.packed), shape });
+    }
+    const name = `${stream}.synthesis`;
+    const rounded = (what: 'scales' | 'integers') => () => roundedRows(synthesis, dim, what, name);
+    large.push(
+      { name: `${name}.scales`, type: 'F32', shape: [rank, width / dim], data: rounded('scales') },
+      { name, type: 'I8', shape: [rank, width], data: rounded('integers') },
+    );
   }
   return [...small, ...large];
 }

@@ -11,7 +11,7 @@ import { scaleIndices } from '../codec/wtc/classes.ts';
 import { packFamily } from '../codec/wtc/family.ts';
 import { trainTables } from '../codec/wtc/train.ts';
 import { openProfile, verifyProfile } from './open-profile.ts';
-import type { WtcProfile } from './profile.ts';
+import type { HeadMetric, WtcProfile } from './profile.ts';
 import type { TuningRecord } from './tuning.ts';
 import { rewriteProfile, writeProfile } from './write-profile.ts';
 import type { WtcContents, WtcStream } from './write-wtc.ts';
@@ -33,9 +33,14 @@ function stream(rank: number, width: number, seed: number): WtcStream {
     mean: Float32Array.from({ length: width }, () => random.normal()),
     scales,
     family: trainTables({ coefficients, tokenCount: 64, rank }, scales, [-512, -256, 0, 256]),
-    analysis: seed === 1 ? null : matrix(rank, width, seed + 10),
     synthesis: matrix(rank, width, seed),
+    metric: seed === 1 ? null : metricOf(6, 16),
   };
+}
+
+function metricOf(heads: number, headDim: number): HeadMetric {
+  const packed = Float32Array.from({ length: (heads * headDim * (headDim + 1)) / 2 }, (_, i) => 1 / (1 + i));
+  return { heads, headDim, packed };
 }
 
 const step = (ratio: number, stepIndex: number): WtcContents['steps'][number] => ({
@@ -83,21 +88,16 @@ test('a written profile opens with everything it was given, matrices rounded to 
     assert.deepEqual(mean, given.mean);
     assert.deepEqual(profile.tables[kind].scales, given.scales);
     assert.deepEqual(packFamily(profile.tables[kind].family), packFamily(given.family));
-    assert.equal(analysis === synthesis, given.analysis === null);
+    assert.deepEqual(analysis, given.metric ?? synthesis);
     const dim = kind === 'key' ? 8 : 16;
-    for (const [got, wanted] of [
-      [synthesis, given.synthesis],
-      [analysis, given.analysis ?? given.synthesis],
-    ] as const) {
-      const a = new Float32Array(3 * got.columns);
-      const b = new Float32Array(3 * got.columns);
-      await got.read(5, 8, a);
-      await wanted.read(5, 8, b);
-      for (let at = 0; at < a.length; at += dim) {
-        const most = b.subarray(at, at + dim).reduce((max, value) => Math.max(max, Math.abs(value)), 0);
-        for (let i = at; i < at + dim; i++) {
-          assert.ok(Math.abs((a[i] as number) - (b[i] as number)) <= (most / 254) * 1.0001);
-        }
+    const a = new Float32Array(3 * synthesis.columns);
+    const b = new Float32Array(3 * synthesis.columns);
+    await synthesis.read(5, 8, a);
+    await given.synthesis.read(5, 8, b);
+    for (let at = 0; at < a.length; at += dim) {
+      const most = b.subarray(at, at + dim).reduce((max, value) => Math.max(max, Math.abs(value)), 0);
+      for (let i = at; i < at + dim; i++) {
+        assert.ok(Math.abs((a[i] as number) - (b[i] as number)) <= (most / 254) * 1.0001);
       }
     }
   }
@@ -155,6 +155,7 @@ test('refuses to write what it would not read', async () => {
     { steps: [step(8, 0), step(8, 64)] },
     { steps: [step(8, 64), step(16, 0)] },
     { streams: { key: { ...key, synthesis: matrix(32, 47, 1) }, value } },
+    { streams: { key: { ...key, metric: metricOf(6, 7) }, value } },
     { streams: { key: { ...key, mean: new Float32Array(48).fill(NaN) }, value } },
   ];
   for (const changes of wrong) await assert.rejects(written('wrong', changes), coded('KVTC_OPTION_INVALID'));
@@ -198,6 +199,8 @@ const hostile: readonly (readonly [string, (header: Header, data: DataView) => u
   ['NaN in a table', (h, data) => data.setFloat32(tensor(h, 'value.tables').data_offsets[0], NaN, true)],
   ['no synthesis', (h) => delete h['key.synthesis']],
   ['a transposed synthesis', (h) => tensor(h, 'key.synthesis').shape.reverse()],
+  ['a metric of another shape', (h) => tensor(h, 'value.metric').shape.reverse()],
+  ['NaN in a metric', (h, data) => data.setFloat32(tensor(h, 'value.metric').data_offsets[0], NaN, true)],
   ['Inf as a scale', (h, data) => data.setFloat32(tensor(h, 'key.synthesis.scales').data_offsets[0], Infinity, true)],
   ['half a predictor', (h) => delete h['value.predictor.weights']],
   [

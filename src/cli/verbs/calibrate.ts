@@ -15,7 +15,7 @@ export const verb: Verb = {
       text: TEXT_OPTION,
       output: { value: 'PROFILE', short: 'o', required: true, help: 'the profile to write' },
       tokens: { value: 'N', fallback: '20000', help: 'tokens to calibrate on' },
-      rank: { value: 'R', fallback: '2048', help: 'components kept at most' },
+      rank: { value: 'R', fallback: '2048', help: 'components kept at most; wtc: of keys and of values on average' },
       seed: { value: 'S', fallback: '7', help: 'chooses texts and rows; the same seed gives the same profile' },
       ratios: { value: 'LIST', fallback: '8,16,32,64', help: 'paper: ratios to plan for' },
       codec: { value: 'paper|wtc', fallback: 'paper', help: 'which codec the profile is for' },

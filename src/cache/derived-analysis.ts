@@ -1,0 +1,92 @@
+// The analysis of a profile that stores synthesis S and metric M: A = S·M, made dual to the rounded S by one pass of
+// Gram-Schmidt against the leading components. Does not know: files, engine rows. Source: docs/format/profile.md, version 2.
+
+import type { Backend, MatrixSource, PreparedMatrix } from '../linalg/backend.ts';
+import { denseMatrix, transpose, triangleSize } from '../linalg/dense.ts';
+import type { HeadMetric } from '../profile/profile.ts';
+
+/**
+ * Rounding S to 8 bits lets large coefficients leak into small ones. So many leading components hold nearly all energy;
+ * taking their leakage out costs a few products of this rank.
+ */
+const LEADING = 256;
+
+/**
+ * Hands `use` the analysis of `synthesis` [rank, p] as a source that computes rows when read, valid until `use` ends.
+ * Throws KVTC_BACKEND_FAILED and what `use` throws.
+ */
+export async function withDerivedAnalysis<T>(
+  synthesis: MatrixSource,
+  metric: HeadMetric,
+  backend: Backend,
+  use: (analysis: MatrixSource) => Promise<T>,
+): Promise<T> {
+  const { rows: rank, columns: width } = synthesis;
+  const prepared: PreparedMatrix[] = [];
+  const prepare = async (values: Float32Array, rows: number, columns: number): Promise<PreparedMatrix> => {
+    const matrix = await backend.prepareMatrix(denseMatrix(values, rows, columns), 'f32');
+    prepared.push(matrix);
+    return matrix;
+  };
+  try {
+    const blocks: PreparedMatrix[] = [];
+    for (let head = 0; head < metric.heads; head++) {
+      blocks.push(await prepare(metricBlock(metric, head), metric.headDim, metric.headDim));
+    }
+    const weighted = async (startRow: number, endRow: number): Promise<Float32Array> => {
+      const out = new Float32Array((endRow - startRow) * width);
+      await synthesis.read(startRow, endRow, out);
+      await weigh(out, endRow - startRow, blocks, metric.headDim);
+      return out;
+    };
+    const leading = Math.min(LEADING, rank);
+    const first = new Float32Array(leading * width);
+    await synthesis.read(0, leading, first);
+    const leadingSynthesis = await prepare(first, leading, width);
+    const leadingAnalysis = await prepare(transpose(await weighted(0, leading), leading, width), width, leading);
+    return await use({
+      rows: rank,
+      columns: width,
+      read: async (startRow, endRow, out) => {
+        const count = endRow - startRow;
+        const analysis = await weighted(startRow, endRow);
+        const overlap = new Float32Array(count * leading);
+        await leadingSynthesis.multiply(analysis, count, overlap);
+        for (let row = startRow; row < Math.min(endRow, leading); row++)
+          overlap[(row - startRow) * leading + row]! -= 1;
+        const leaked = new Float32Array(count * width);
+        await leadingAnalysis.multiply(overlap, count, leaked);
+        for (let i = 0; i < analysis.length; i++) out[i] = analysis[i]! - leaked[i]!;
+      },
+    });
+  } finally {
+    for (const matrix of prepared) matrix.close();
+  }
+}
+
+/** f32[headDim, headDim] of one head. */
+function metricBlock({ headDim, packed }: HeadMetric, head: number): Float32Array {
+  const block = new Float32Array(headDim * headDim);
+  let at = head * triangleSize(headDim);
+  for (let i = 0; i < headDim; i++) {
+    for (let j = 0; j <= i; j++) block[i * headDim + j] = block[j * headDim + i] = packed[at++]!;
+  }
+  return block;
+}
+
+/** f32[count, heads · dim]: every head's part times its block, in place. */
+async function weigh(rows: Float32Array, count: number, blocks: readonly PreparedMatrix[], dim: number): Promise<void> {
+  const width = blocks.length * dim;
+  const part = new Float32Array(count * dim);
+  const product = new Float32Array(count * dim);
+  for (const [head, block] of blocks.entries()) {
+    for (let row = 0; row < count; row++) {
+      const from = row * width + head * dim;
+      part.set(rows.subarray(from, from + dim), row * dim);
+    }
+    await block.multiply(part, count, product);
+    for (let row = 0; row < count; row++) {
+      rows.set(product.subarray(row * dim, (row + 1) * dim), row * width + head * dim);
+    }
+  }
+}
