@@ -17,7 +17,7 @@ const ARROWS: Readonly<Record<string, { readonly code: readonly string[]; readon
   container: { code: ['base'] },
   linalg: { code: ['base', 'rope', 'native'] },
   profile: {
-    code: ['base', 'codec/paper/plan', 'codec/wtc/classes', 'codec/wtc/family'],
+    code: ['base', 'codec/paper/plan', 'codec/wtc/classes', 'codec/wtc/family', 'linalg/dense'],
     types: ['rope', 'codec', 'linalg'],
   },
   codec: { code: ['base'], types: ['linalg', 'profile'] },
