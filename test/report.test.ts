@@ -37,6 +37,7 @@ const CHARTS = [
   'heads-value-2',
   'heads-value-4',
   'heads-value-8',
+  'lengths',
   'paper-rate-copy-kl',
   'paper-rate-kl',
   'plan-key',
@@ -156,6 +157,7 @@ describe('the report page', () => {
       [
         ['kvtc', 'var(--key)'],
         ['wtc', 'var(--value)'],
+        ['rivals', 'var(--rival)'],
       ],
     );
     const table = /no worse in KL and copy KL than.*?<\/table>/su.exec(html)?.[0] ?? '';

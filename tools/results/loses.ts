@@ -1,7 +1,7 @@
 // Where the numbers speak against our codecs, computed from them, codec by codec. Does not know: how anything was measured.
 
 import type { Evaluation } from '../../src/evaluation/evaluate.ts';
-import { comparison } from '../../src/evaluation/report/rate-charts.ts';
+import { comparison } from '../../src/evaluation/report/comparison.ts';
 import { seriesNames, seriesOf } from '../../src/evaluation/series.ts';
 import type { EvaluationRow } from '../../src/evaluation/summary.ts';
 import { nats } from './words.ts';

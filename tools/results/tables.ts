@@ -3,7 +3,7 @@
 
 import type { Evaluation } from '../../src/evaluation/evaluate.ts';
 import { equalQuality, equalRatioText } from '../../src/evaluation/equal-quality.ts';
-import { isPlainKvtc } from '../../src/evaluation/report/rate-charts.ts';
+import { isPlainKvtc } from '../../src/evaluation/report/comparison.ts';
 import { evaluatedProfiles, exactTokensText, seriesOf } from '../../src/evaluation/series.ts';
 import type { EvaluationRow } from '../../src/evaluation/summary.ts';
 import type { Comparison } from './compare.ts';

@@ -3,6 +3,7 @@
 
 import { parseHTML } from 'linkedom';
 import * as Plot from '@observablehq/plot';
+import { powerOfTen } from './words.ts';
 
 export { Plot };
 
@@ -59,11 +60,11 @@ export function drawChart(label: string, options: Plot.PlotOptions): string {
   return svg.outerHTML.replace('<svg ', '<svg role="img" ').replace(/<style>.*?<\/style>/su, '');
 }
 
-/** 0.0123 → `0.012`, 480.2 → `480`, 12345 → `12 345`: two digits, or all of a whole part. */
+/** 0.0123 → `0.012`, 480.2 → `480`, 12345 → `12 345`, 0.00001 → `10⁻⁵`: two digits, or all of a whole part. */
 export function shortNumber(value: number): string {
   if (value === 0) return '0';
   if (Math.abs(value) >= 100) return wholeNumber(value);
-  if (Math.abs(value) < 1e-4) return value.toExponential(0);
+  if (Math.abs(value) < 1e-4) return powerOfTen(value, 0);
   return `${Number(value.toPrecision(2))}`;
 }
 

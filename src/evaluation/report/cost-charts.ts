@@ -15,6 +15,7 @@ import {
   drawChart,
   octaves,
   shortNumber,
+  wholeNumber,
 } from './chart.ts';
 
 const PART_COLOURS: Readonly<Record<string, string>> = {
@@ -45,7 +46,7 @@ export function bytesChart({ ratios, document }: CloseUp): Figure {
     height: 50 + 34 * ratios.length,
     marginTop: 6,
     marginLeft: 40,
-    marginRight: 52,
+    marginRight: 84,
     x: { domain: [0, most], label: 'MB', ticks: 5, grid: true },
     y: { type: 'band', domain: ratios.map(({ ratio }) => `${ratio}x`), label: null, tickSize: 0, padding: 0.25 },
     marks: [
@@ -60,7 +61,8 @@ export function bytesChart({ ratios, document }: CloseUp): Figure {
       Plot.text(totals, {
         x: 'megabytes',
         y: 'ratio',
-        text: ({ times }: (typeof totals)[number]) => `${times.toFixed(1)}x`,
+        text: ({ ratio, times }: (typeof totals)[number]) =>
+          ratio === `${ratios[0]?.ratio}x` ? `${times.toFixed(1)}× smaller` : `${times.toFixed(1)}×`,
         textAnchor: 'start',
         dx: 5,
         fill: INK,
@@ -73,13 +75,94 @@ export function bytesChart({ ratios, document }: CloseUp): Figure {
     id: 'bytes',
     title: 'Bytes by part',
     svg,
-    caption: `Bytes of the file for ${document.tokens} tokens, by part and target ratio; at the end of each bar, how many times smaller the file is than the cache.`,
+    caption: `The file for ${wholeNumber(document.tokens)} tokens at each ratio asked for, in MB; beside each bar, how many times smaller than the cache it is, every byte counted.`,
     legend: names.map((name) => ({ colour: partColour(name), label: PART_NAMES[name] ?? name })),
   };
 }
 
 export function bytesOf({ parts }: RatioCloseUp): number {
   return parts.reduce((sum, { byteLength }) => sum + byteLength, 0);
+}
+
+/**
+ * How many times smaller files of other lengths are, if further tokens cost what these cost: the parts kept exact stay,
+ * all else grows with the tokens.
+ */
+export function effectiveRatioAt(
+  one: RatioCloseUp,
+  document: CloseUp['document'],
+  exactTokens: number,
+  tokens: number,
+): number {
+  const bytes = (of: (name: string) => boolean): number =>
+    one.parts.filter(({ name }) => of(name)).reduce((sum, { byteLength }) => sum + byteLength, 0);
+  const coded = bytes((name) => name === 'keys' || name === 'values') / Math.max(1, document.tokens - exactTokens);
+  const other = bytes((name) => !(name in PART_NAMES)) / document.tokens;
+  const exact = bytes((name) => name === 'sinks' || name === 'window');
+  const file = exact + coded * Math.max(0, tokens - exactTokens) + other * tokens;
+  return ((one.rawBytes / document.tokens) * tokens) / file;
+}
+
+/** The size of files against the length of the context. */
+export function lengthChart({ ratios, document, times }: CloseUp): Figure {
+  const shortest = document.tokens / 2;
+  const longest = document.tokens * 64;
+  const points = ratios.flatMap((one) =>
+    Array.from({ length: 49 }, (_, i) => {
+      const tokens = shortest * (longest / shortest) ** (i / 48);
+      return { ratio: one.ratio, tokens, smaller: effectiveRatioAt(one, document, times.exactTokens, tokens) };
+    }),
+  );
+  const all = points.map(({ smaller }) => smaller);
+  const domain = [Math.min(...all) / 1.2, Math.max(...all) * 1.2] as const;
+  const ends = points.filter(({ tokens }) => tokens >= longest * 0.999);
+  const svg = drawChart('Times smaller by length, every byte counted', {
+    marginRight: 44,
+    x: {
+      type: 'log',
+      base: 2,
+      domain: [shortest, longest],
+      ticks: octaves([shortest, longest]).filter((_, i) => i % 2 === 0),
+      tickFormat: shortNumber,
+      label: 'tokens',
+    },
+    y: {
+      type: 'log',
+      base: 2,
+      domain,
+      ticks: octaves(domain),
+      tickFormat: shortNumber,
+      grid: true,
+      label: 'times smaller, every byte counted',
+    },
+    marks: [
+      Plot.ruleX([document.tokens], { stroke: FAINT, strokeDasharray: '3 3' }),
+      Plot.line(points, { x: 'tokens', y: 'smaller', z: 'ratio', stroke: KEY_COLOUR, strokeWidth: 1.8 }),
+      Plot.dot(ratios, {
+        x: () => document.tokens,
+        y: 'effectiveRatio',
+        r: 3.5,
+        fill: KEY_COLOUR,
+        title: (one: RatioCloseUp) =>
+          `${one.ratio}x at ${document.tokens} tokens: ${one.effectiveRatio.toFixed(2)} times smaller`,
+      }),
+      Plot.text(ends, {
+        x: 'tokens',
+        y: 'smaller',
+        text: ({ ratio }: (typeof ends)[number]) => `${ratio}x`,
+        textAnchor: 'start',
+        dx: 6,
+        fill: INK,
+        fontSize: FONT_SIZE - 1,
+      }),
+    ],
+  });
+  return {
+    id: 'lengths',
+    title: 'Size by length',
+    svg,
+    caption: `Dots: measured at ${wholeNumber(document.tokens)} tokens. Lines: computed for other lengths, where each further token costs what these cost. What is kept exact weighs less and less.`,
+  };
 }
 
 /**

@@ -3,7 +3,7 @@
 import type { StreamKind } from '../../base/geometry.ts';
 import type { RatioCloseUp } from '../close-up.ts';
 import type { Figure } from './chart.ts';
-import { CHART_HEIGHT, FONT_SIZE, HEAT, INK, Plot, drawChart, shortNumber } from './chart.ts';
+import { BAND, CHART_HEIGHT, FONT_SIZE, HEAT, INK, Plot, drawChart, shortNumber } from './chart.ts';
 
 const STREAM_NAMES: Readonly<Record<StreamKind, string>> = { key: 'keys', value: 'values' };
 
@@ -27,6 +27,7 @@ function heatLimits(closeUp: RatioCloseUp): number[] {
 export function headChart(closeUp: RatioCloseUp, stream: StreamKind): Figure {
   const cells = headCells(closeUp, stream);
   const limits = heatLimits(closeUp);
+  const errors = cells.map(({ error }) => error).toSorted((a, b) => a - b);
   const layers = closeUp.errors[stream].byHead.length;
   const heads = closeUp.errors[stream].byHead[0]?.length ?? 0;
   const every = Math.ceil(layers / 8);
@@ -70,26 +71,31 @@ export function headChart(closeUp: RatioCloseUp, stream: StreamKind): Figure {
     id: `heads-${stream}-${closeUp.ratio}`,
     title: `Error of the ${STREAM_NAMES[stream]} at ${closeUp.ratio}x`,
     svg,
-    caption: `Relative squared error of the ${STREAM_NAMES[stream]} at ${closeUp.ratio}x, %, in every layer and KV head.`,
+    caption: `Relative squared error of every layer and KV head, ${shortNumber(errors[0] ?? 0)} to ${shortNumber(errors.at(-1) ?? 0)}\u00a0%, half of them below ${shortNumber(errors[errors.length >> 1] ?? 0)}\u00a0%. Keys and values share the colours.`,
     legend: HEAT.map((colour, i) => ({ colour, label: label(i) })),
   };
 }
 
 /** Error along the prefix, a line a ratio, labelled at its end. */
 export function positionChart(ratios: readonly RatioCloseUp[], stream: StreamKind): Figure {
+  // Where nothing is coded there is no line.
   const points = ratios.flatMap(({ ratio, errors }) =>
-    errors[stream].byPosition.map(({ startToken, endToken, error }) => ({
-      ratio,
-      token: (startToken + endToken - 1) / 2,
-      error: 100 * error,
-    })),
+    errors[stream].byPosition
+      .filter(({ error }) => error > 0)
+      .map(({ startToken, endToken, error }) => ({
+        ratio,
+        token: (startToken + endToken - 1) / 2,
+        error: 100 * error,
+      })),
   );
   const shades = (ratio: number): string =>
-    HEAT[Math.min(HEAT.length - 1, 3 + ratios.findIndex((one) => one.ratio === ratio))] ?? INK;
+    HEAT[3 + Math.round((3 * ratios.findIndex((one) => one.ratio === ratio)) / Math.max(1, ratios.length - 1))] ?? INK;
   const most = Math.max(...points.map(({ error }) => error), 1e-9);
-  const longest = Math.max(...points.map(({ token }) => token));
+  const bins = ratios[0]?.errors[stream].byPosition ?? [];
+  const longest = bins.at(-1)?.endToken ?? 1;
+  const exactFrom = bins.findLast(({ error }) => error > 0)?.endToken ?? longest;
   const ends = ratios.map(({ ratio }) => {
-    const coded = points.filter((point) => point.ratio === ratio && point.error > 0);
+    const coded = points.filter((point) => point.ratio === ratio);
     return { ratio, error: coded.at(-1)?.error ?? 0 };
   });
   // Labels stand at the lines' ends, pushed up where they would touch.
@@ -113,6 +119,7 @@ export function positionChart(ratios: readonly RatioCloseUp[], stream: StreamKin
     },
     y: { domain: [0, top], grid: true, label: 'relative squared error, %', ticks: 5 },
     marks: [
+      ...exactBand(exactFrom, longest, top),
       Plot.line(points, {
         x: 'token',
         y: 'error',
@@ -136,8 +143,37 @@ export function positionChart(ratios: readonly RatioCloseUp[], stream: StreamKin
     id: `positions-${stream}`,
     title: `Error of the ${STREAM_NAMES[stream]} along the prefix`,
     svg,
-    caption: `Relative squared error of the ${STREAM_NAMES[stream]} along the prefix, %. Where it is 0 the tokens are kept exact.`,
+    caption: `Relative squared error by position, a line a ratio.${driftText(ratios, stream)}${exactFrom === longest ? '' : ' The band is the window, kept exact.'}`,
   };
+}
+
+/** The newest tokens, where they are kept exact. */
+function exactBand(from: number, to: number, top: number): Plot.Markish[] {
+  return from >= to
+    ? []
+    : [
+        Plot.rect([0], { x1: from, x2: to, y1: 0, y2: top, fill: BAND }),
+        Plot.text([0], {
+          x: (from + to) / 2,
+          y: top / 2,
+          text: () => 'exact',
+          rotate: -90,
+          fill: INK,
+          fillOpacity: 0.7,
+          fontSize: FONT_SIZE - 1,
+        }),
+      ];
+}
+
+/** Whether later tokens fare worse: the last quarter of the coded ones against the first. */
+function driftText(ratios: readonly RatioCloseUp[], stream: StreamKind): string {
+  const main = ratios[Math.floor((ratios.length - 1) / 2)];
+  const coded = main?.errors[stream].byPosition.filter(({ error }) => error > 0) ?? [];
+  const quarter = Math.floor(coded.length / 4);
+  if (main === undefined || quarter === 0) return '';
+  const mean = (bins: typeof coded): number => bins.reduce((sum, { error }) => sum + error, 0) / bins.length;
+  const drift = mean(coded.slice(-quarter)) / mean(coded.slice(0, quarter));
+  return ` At ${main.ratio}x the last quarter of the coded tokens has ${drift.toFixed(2)} times the error of the first.`;
 }
 
 /** The layer and head with the largest error. */

@@ -4,9 +4,12 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import type { EvaluationRow } from '../summary.ts';
 import { decades, octaves, shortNumber } from './chart.ts';
-import { breakEvenTokens, fitRestore, prefillMs } from './cost-charts.ts';
+import type { RatioCloseUp } from '../close-up.ts';
+import { breakEvenTokens, effectiveRatioAt, fitRestore, prefillMs } from './cost-charts.ts';
 import { placeLabels } from './labels.ts';
-import { comparison, mainRow } from './rate-charts.ts';
+import { comparison, conclusion, mainRow } from './comparison.ts';
+import { wilsonInterval } from './rate-charts.ts';
+import { nats, seconds, times } from './words.ts';
 
 describe('restore times', () => {
   const prefill = [
@@ -40,15 +43,35 @@ describe('restore times', () => {
   });
 });
 
+describe('sizes at other lengths', () => {
+  it('keep what is exact and scale the rest, and agree with what was measured', () => {
+    const parts = Object.entries({ keys: 300, values: 300, sinks: 40, window: 360, ids: 100 });
+    const one = {
+      rawBytes: 11_000,
+      parts: parts.map(([name, byteLength]) => ({ name, byteLength })),
+    } as unknown as RatioCloseUp;
+    const document = { kind: '', source: '', tokens: 100 };
+    assert.equal(effectiveRatioAt(one, document, 40, 100), 10);
+    // 110 bytes of cache a token; 10 coded, 1 of index, 400 in all that stay.
+    assert.equal(effectiveRatioAt(one, document, 40, 1000), 110_000 / (400 + 9600 + 1000));
+  });
+});
+
 describe('placeLabels', () => {
   const frame = { left: 0, right: 200, top: 0, bottom: 100 };
 
   it('keeps labels in the frame and off each other, and leaves out what has no place', () => {
-    const points = Array.from({ length: 12 }, (_, i) => ({ x: 190 - (i % 3) * 4, y: 50 + i, label: `label ${i}` }));
+    const points = Array.from({ length: 12 }, (_, i) => ({
+      x: 190 - (i % 3) * 4,
+      y: 50 + i,
+      label: `label ${i}`,
+      colour: '',
+      mayBeLed: false,
+    }));
     const placed = placeLabels(points, frame, [], 11);
     assert.ok(placed.length > 1 && placed.length < points.length, `${placed.length}`);
     const boxes = placed.map(({ label, textX, textY, anchor }) => {
-      const width = label.length * 11 * 0.54;
+      const width = label.length * 11 * 0.6;
       const left = anchor === 'start' ? textX : anchor === 'end' ? textX - width : textX - width / 2;
       return { left, right: left + width, top: textY - 6.6, bottom: textY + 6.6 };
     });
@@ -61,12 +84,30 @@ describe('placeLabels', () => {
   });
 });
 
+describe('wilsonInterval', () => {
+  it('is wide for few answers and never empty at the ends', () => {
+    const round = (interval: readonly [number, number]): number[] => interval.map((end) => Number(end.toFixed(3)));
+    assert.deepEqual(round(wilsonInterval(1, 10)), [0.722, 1]);
+    assert.deepEqual(round(wilsonInterval(0.5, 10)), [0.237, 0.763]);
+    assert.deepEqual(round(wilsonInterval(0, 1000)), [0, 0.004]);
+  });
+});
+
 describe('ticks and numbers', () => {
   it('are few and round', () => {
     assert.deepEqual(decades([0.00003, 0.2]), [0.0001, 0.001, 0.01, 0.1]);
     assert.deepEqual(decades([0.02, 2]), [0.03, 0.1, 0.3, 1]);
     assert.deepEqual(octaves([1.5, 70]), [2, 4, 8, 16, 32, 64]);
     assert.deepEqual([0, 0.0123, 4.81, 480.2, 12345.6].map(shortNumber), ['0', '0.012', '4.8', '480', '12\u202f346']);
+    assert.deepEqual([1e-5, 3e-6].map(shortNumber), ['10⁻⁵', '3·10⁻⁶']);
+    assert.deepEqual([0, 0.0000173, 0.0123].map(nats), ['0.0000', '1.7·10⁻⁵', '0.0123']);
+    assert.deepEqual([1.2345, 12.345, 123.45, null].map(times), ['1.23', '12.3', '123', '–']);
+    assert.deepEqual([0.23, 56.1, 447, 12_345].map(seconds), [
+      '0.23\u00a0ms',
+      '56\u00a0ms',
+      '0.447\u00a0s',
+      '12.3\u00a0s',
+    ]);
   });
 });
 
@@ -92,6 +133,25 @@ describe('comparison', () => {
   it('tells who is beaten, who beats, and who is neither', () => {
     const { beaten, beating, apart } = comparison(rows, 'klNats');
     assert.deepEqual([beaten, beating, apart], [['worse'], ['better'], ['other']]);
+  });
+
+  it('looks at one codec alone when asked to', () => {
+    const both = [...rows, { ...row('wtc 16x', 30, 0.0001), series: 'wtc' }];
+    assert.deepEqual(comparison(both, 'klNats', 'effectiveRatio', 'kvtc'), comparison(rows, 'klNats'));
+    assert.deepEqual(comparison(both, 'klNats', 'effectiveRatio', 'wtc').beaten, ['worse', 'better', 'other']);
+  });
+
+  it('says how far codecs lie apart at one loss, and who is beaten', () => {
+    const wtc = [row('wtc 8x', 14, 0.003), row('wtc 16x', 28, 0.03)].map((one) => ({ ...one, series: 'wtc' }));
+    assert.equal(
+      conclusion([...rows, ...wtc], 'klNats', 'effectiveRatio'),
+      'At the loss of kvtc 8x, wtc is 2 times smaller still. 1 of 3 rivals are larger and further from exact than a point of a line. Smaller and closer than such a point: better.',
+    );
+    const far = wtc.map((one) => ({ ...one, klNats: 1 }));
+    assert.match(
+      conclusion([...rows, ...far], 'klNats', 'effectiveRatio'),
+      /^wtc does not come as close to exact as kvtc 8x\./u,
+    );
   });
 
   it('takes the plain row nearest 16x for the main one', () => {

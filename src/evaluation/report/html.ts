@@ -7,15 +7,26 @@ export function escapeHtml(text: string): string {
 }
 
 function figureHtml({ id, title, svg, caption, legend }: Figure): string {
-  const items = (legend ?? []).map(
-    ({ colour, label }) => `<li><i style="background:${escapeHtml(colour)}"></i>${escapeHtml(label)}</li>`,
-  );
-  const list = items.length === 0 ? '' : `<ul class="legend">${items.join('')}</ul>`;
-  return `<figure data-chart="${escapeHtml(id)}"><h3>${escapeHtml(title)}</h3>${svg}${list}<figcaption>${escapeHtml(caption)}</figcaption></figure>`;
+  const list = legendHtml(legend ?? []);
+  const words = caption === '' ? '' : `<figcaption>${escapeHtml(caption)}</figcaption>`;
+  return `<figure data-chart="${escapeHtml(id)}"><h3>${escapeHtml(title)}</h3>${svg}${list}${words}</figure>`;
 }
 
-export function chartsHtml(figures: readonly (Figure | null)[]): string {
-  return `<div class="charts">${figures.map((figure) => (figure === null ? '' : figureHtml(figure))).join('\n')}</div>`;
+export function legendHtml(legend: NonNullable<Figure['legend']>): string {
+  const items = legend.map(
+    ({ colour, label }) => `<li><i style="background:${escapeHtml(colour)}"></i>${escapeHtml(label)}</li>`,
+  );
+  return items.length === 0 ? '' : `<ul class="legend">${items.join('')}</ul>`;
+}
+
+/** `layout` is a class of page-style.ts. */
+export function chartsHtml(figures: readonly (Figure | null)[], layout: 'charts' | 'grids' = 'charts'): string {
+  return `<div class="${layout}">${figures.map((figure) => (figure === null ? '' : figureHtml(figure))).join('\n')}</div>`;
+}
+
+/** A figure and a table side by side, one above the other where there is no room. */
+export function besideHtml(figure: Figure, table: string): string {
+  return `<div class="charts">${figureHtml(figure)}<div>${table}</div></div>`;
 }
 
 /** The first column is text, the others are figures. */

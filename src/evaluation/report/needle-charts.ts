@@ -1,8 +1,12 @@
-// Tasks whose answer stands at a depth: a grid of length × depth for each treatment. Does not know: how tasks are made.
+// Tasks whose answer stands at a depth: a small grid of length × depth for each treatment, to be seen side by side.
+// Does not know: how tasks are made.
 
 import type { TaskCell } from '../tasks/figures.ts';
 import type { Figure } from './chart.ts';
-import { CHART_WIDTH, FAINT, FONT_SIZE, HEAT, INK, Plot, drawChart, wholeNumber } from './chart.ts';
+import { FAINT, FONT_SIZE, HEAT, INK, Plot, drawChart, wholeNumber } from './chart.ts';
+
+/** Of one grid, drawing units: two stand side by side on a phone. */
+const WIDTH = 180;
 
 /** Share of answers kept, worst to best. */
 const SHARES = [
@@ -24,25 +28,28 @@ export function needleChart(task: string, treatment: string, cells: readonly Tas
   const depths = [...new Set(placed.map(({ depth }) => depth ?? 0))].toSorted((a, b) => a - b);
   const every = Math.ceil(depths.length / 8);
   const svg = drawChart(`${task} with ${treatment}: answers kept by length and depth`, {
-    width: CHART_WIDTH,
-    height: 58 + Math.max(16, Math.min(26, 200 / depths.length)) * depths.length,
-    marginTop: 6,
-    marginLeft: 58,
+    width: WIDTH,
+    height: 30 + Math.max(14, Math.min(22, 130 / depths.length)) * depths.length,
+    marginTop: 4,
+    marginBottom: 26,
+    marginLeft: 46,
+    marginRight: 2,
     x: {
       type: 'band',
       domain: lengths,
+      ticks: lengths.filter((_, i) => i % Math.ceil(lengths.length / 3) === 0),
       tickFormat: wholeNumber,
       tickSize: 0,
-      label: 'tokens of the prefix',
+      label: null,
       padding: 0.05,
     },
     y: {
       type: 'band',
       domain: depths,
       ticks: depths.filter((_, i) => i % every === 0),
-      tickFormat: (depth: number) => `${Math.round(100 * depth)} %`,
+      tickFormat: (depth: number) => `${Math.round(100 * depth)}\u00a0%`,
       tickSize: 0,
-      label: 'depth',
+      label: null,
       padding: 0.05,
     },
     marks: [
@@ -66,10 +73,11 @@ export function needleChart(task: string, treatment: string, cells: readonly Tas
   });
   return {
     id: `grid-${task}-${treatment.replaceAll(/[^\w]+/gu, '-')}`,
-    title: `${task}, ${treatment}`,
+    title: treatment,
     svg,
-    caption:
-      'Answers kept, by length of the prefix and depth of the fact in it. Dashes: the exact cache knows no answer there.',
-    legend: SHARES.map(({ label, colour }) => ({ label, colour })),
+    caption: '',
   };
 }
+
+/** What the colours of every grid mean. */
+export const GRID_LEGEND = SHARES.map(({ label, colour }) => ({ label, colour }));

@@ -18,11 +18,15 @@ export const PAGE_STYLE = `
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1040px; margin: 0 auto; padding: 2.5rem 1rem 4rem; }
+main { max-width: 1100px; margin: 0 auto; padding: 2.5rem 1rem 4rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.01em; text-wrap: balance; }
 h2 { font-size: 1.25rem; line-height: 1.3; margin: 3.2rem 0 .4rem; text-wrap: balance; }
+#closer { margin-top: 3.6rem; border-top: 1px solid var(--rule); }
+#closer h2 { margin-top: 1.6rem; font-size: 1.45rem; }
+#closer + section h2 { margin-top: 2rem; }
 h3 { font-size: .95rem; line-height: 1.3; margin: 0 0 .3rem; }
-p, ul.points { max-width: 44rem; margin: .4rem 0 1rem; }
+h3.task, .scroll + h3, .charts + h3 { margin-top: 2rem; }
+p { max-width: 44rem; margin: .4rem 0 1rem; }
 .lead { font-size: 1.1rem; }
 .eyebrow, figcaption, .legend, .note, footer { color: var(--soft); font-size: .86rem; line-height: 1.45; }
 .eyebrow { margin: 0 0 .6rem; }
@@ -32,12 +36,16 @@ figure svg { display: block; width: 100%; height: auto; overflow: visible; color
 figcaption { margin-top: .4rem; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem .9rem; margin: .3rem 0 0; padding: 0; }
 .legend i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; vertical-align: -.05em; }
-ul.points { padding-left: 1.1rem; margin: 1.4rem 0 1.4rem; }
+.tiles { list-style: none; display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 1rem 1.6rem; margin: 1.6rem 0 0; padding: 0; }
+.tiles li { border-top: 2px solid var(--faint); padding-top: .5rem; color: var(--soft); font-size: .86rem; line-height: 1.4; }
+.tiles b { display: block; color: var(--ink); font-size: 1.7rem; line-height: 1.2; font-weight: 650; letter-spacing: -.02em; margin-bottom: .15rem; }
+.grids { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 1rem 1.2rem; align-items: start; margin: .6rem 0 1.4rem; }
+.grids h3 { font-size: .86rem; font-weight: 500; }
 .scroll { overflow-x: auto; margin: .6rem 0 1rem; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .32rem .8rem .32rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: .32rem .65rem .32rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th { font-weight: 600; color: var(--soft); vertical-align: bottom; white-space: normal; line-height: 1.25; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 tbody tr:last-child td { border-bottom: 0; }
 details { margin: 1rem 0; }
 summary { cursor: pointer; color: var(--soft); font-size: .9rem; }

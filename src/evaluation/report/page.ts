@@ -3,13 +3,18 @@
 
 import { replaceFile, writeFully } from '../../base/atomic-file.ts';
 import type { Ablation } from '../ablation/ablate.ts';
+import type { CloseUp } from '../close-up.ts';
 import type { Evaluation } from '../evaluate.ts';
 import { ablationSection } from './ablation-section.ts';
 import { evaluatedProfiles, exactTokensText } from '../series.ts';
-import { escapeHtml, factsHtml } from './html.ts';
+import { leadText, tilesHtml } from './head.ts';
+import { wholeNumber } from './chart.ts';
+import { escapeHtml, factsHtml, sectionHtml } from './html.ts';
 import { PAGE_STYLE } from './page-style.ts';
 import { taskSection } from './task-section.ts';
-import { costSection, errorSection, leadText, planSection, rateSection, spectrumSection } from './sections.ts';
+import { costSection, errorSection, planSection, spectrumSection } from './sections.ts';
+import { rateSection } from './rate-section.ts';
+import { list } from './words.ts';
 
 export interface ReportInput {
   readonly evaluation: Evaluation & Partial<Pick<Ablation, 'ablations'>>;
@@ -33,7 +38,13 @@ export function renderReport(input: ReportInput): string {
     taskSection(evaluation),
     ...(closeUp === undefined
       ? []
-      : [costSection(closeUp), spectrumSection(closeUp), planSection(closeUp), errorSection(closeUp)]),
+      : [
+          closerSection(evaluation, closeUp),
+          costSection(closeUp),
+          spectrumSection(closeUp),
+          planSection(closeUp),
+          errorSection(closeUp),
+        ]),
     runSection(input),
   ];
   return [
@@ -45,10 +56,18 @@ export function renderReport(input: ReportInput): string {
     `<p class="eyebrow">kvtc evaluation, ${input.date.toISOString().slice(0, 10)}</p>`,
     `<h1>${escapeHtml(title)}</h1>`,
     `<p class="lead">${escapeHtml(leadText(evaluation))}</p>`,
+    tilesHtml(evaluation),
     ...sections,
     '</main></body></html>',
     '',
   ].join('\n');
+}
+
+/** What the charts after it are of: a close-up is of one profile and one document. */
+function closerSection(evaluation: Evaluation, { document, ratios }: CloseUp): string {
+  const [profile] = evaluatedProfiles(evaluation);
+  const text = `From here on: the profile ${profile?.name ?? ''} at ${list(ratios.map(({ ratio }) => `${ratio}x`))}, on the first ${wholeNumber(document.tokens)} tokens of ${document.source} (${document.kind}).`;
+  return sectionHtml('closer', 'A closer look at one document', text, '');
 }
 
 function runSection({ evaluation, date }: ReportInput): string {

@@ -16,7 +16,7 @@ const STREAM_LEGEND = STREAMS.map((stream) => ({ colour: STREAM_COLOURS[stream],
 type Precision = GroupType | 'alone';
 const PRECISIONS = ['alone', 'fp8', 'int4', 'int2'] as const satisfies readonly Precision[];
 const PRECISION_COLOURS: Readonly<Record<Precision, string>> = {
-  alone: INK,
+  alone: VALUE_COLOUR,
   fp8: 'var(--heat-6)',
   int4: 'var(--heat-4)',
   int2: 'var(--heat-2)',

@@ -1,13 +1,13 @@
 // Rate against loss: a line over its ratios for every codec of ours, rivals as points, the engine's own noise as a band;
 // and the sentences that sum it up. Does not know: profiles, rows, how the page is laid out.
 
-import { isPaperSeries, seriesNames, seriesOf } from '../series.ts';
+import { seriesNames, seriesOf } from '../series.ts';
 import type { EvaluationRow } from '../summary.ts';
 import type { Figure } from './chart.ts';
 import {
   BAND,
-  CHART_HEIGHT,
   CHART_WIDTH,
+  FAINT,
   FONT_SIZE,
   INK,
   PAPER,
@@ -19,12 +19,14 @@ import {
   octaves,
   shortNumber,
 } from './chart.ts';
+import type { Measure, Rate, RatePoint } from './comparison.ts';
+import { conclusion, isPlainKvtc, pointsOf } from './comparison.ts';
+import type { PlacedLabel } from './labels.ts';
 import { placeLabels } from './labels.ts';
 
-export type Measure = 'klNats' | 'copyKlNats';
-export type Rate = 'effectiveRatio' | 'paperRatio';
-
-const FRAME = { left: 56, right: CHART_WIDTH - 6, top: 26, bottom: CHART_HEIGHT - 40 };
+/** Taller than other charts: labels need the room. */
+const HEIGHT = 320;
+const FRAME = { left: 56, right: CHART_WIDTH - 6, top: 26, bottom: HEIGHT - 40 };
 
 const MEASURE_NAMES: Readonly<Record<Measure, string>> = {
   klNats: 'KL of the next token, nats',
@@ -34,30 +36,6 @@ const RATE_NAMES: Readonly<Record<Rate, string>> = {
   effectiveRatio: 'times smaller, every byte counted',
   paperRatio: "times smaller, by the paper's count",
 };
-
-/** A row of a codec of ours over its ratios. Such rows make lines. */
-export function isPlainKvtc(row: EvaluationRow): boolean {
-  return seriesOf(row) !== null;
-}
-
-/** Rows that were compressed and measured, with what is drawn of them. */
-interface RatePoint {
-  readonly row: EvaluationRow;
-  readonly ratio: number;
-  readonly value: number;
-}
-
-function pointsOf(
-  rows: readonly EvaluationRow[],
-  rate: Rate,
-  valueOf: (row: EvaluationRow) => number | null | undefined,
-): RatePoint[] {
-  return rows.flatMap((row) => {
-    const ratio = row[rate];
-    const value = valueOf(row) ?? NaN;
-    return ratio === null || !Number.isFinite(value) ? [] : [{ row, ratio, value }];
-  });
-}
 
 /** Loss against size, both logarithmic, with the floor as a band. Null when no row has both. */
 export function rateChart(
@@ -72,7 +50,7 @@ export function rateChart(
   const noise = floor[measure];
   const positive = [...points.map(({ value }) => value), noise].filter((value) => value > 0);
   const bottom = noise > 0 ? noise / 2 : Math.min(...positive, 1) / 2;
-  const domain = [bottom, Math.max(...positive, bottom * 10) * 1.7] as const;
+  const domain = [bottom, Math.max(...positive, bottom * 10) * 4] as const;
   const xDomain = ratioDomain(points);
   const band = [
     Plot.rect([0], { x1: xDomain[0], x2: xDomain[1], y1: bottom, y2: noise, fill: BAND }),
@@ -99,18 +77,40 @@ export function rateChart(
       tooltip: ({ row }) => `${row[measure].toPrecision(3)} nats`,
     },
   );
-  const names = seriesNames(points.map(({ row }) => row));
-  const legend = names.length < 2 ? [] : names.map((label, i) => ({ label, colour: seriesColour(i) }));
   const title = `${measure === 'klNats' ? 'Prediction' : 'Copying'}, ${rate === 'effectiveRatio' ? 'every byte counted' : "by the paper's count"}`;
-  const caption = `Down is better, right is better. ${rate === 'effectiveRatio' ? 'Window, scales and headers are counted.' : 'A window of exact tokens is left out.'}`;
-  return { id, title, svg, caption, legend };
+  const counted =
+    rate === 'effectiveRatio'
+      ? 'Down and right is better; every byte of the file counts.'
+      : 'Down and right is better; the tokens kept exact are left out, as the paper counts.';
+  const caption = `${counted} ${conclusion(rows, measure, rate)}`;
+  return { id, title, svg, caption, legend: legendOf(points) };
 }
+
+function legendOf(points: readonly RatePoint[]): { colour: string; label: string }[] {
+  const rows = points.map(({ row }) => row);
+  const rivals = rows.some((row) => !isPlainKvtc(row));
+  return [
+    ...seriesNames(rows).map((label, i) => ({ label, colour: seriesColour(i) })),
+    ...(rivals ? [{ label: 'rivals', colour: RIVAL_COLOUR }] : []),
+  ];
+}
+
+const TASK_TITLES: Readonly<Record<string, string>> = {
+  kv: 'kv: the value of one key in a list',
+  needle: 'needle: one fact in a long text',
+  vt: 'vt: a value handed on from name to name',
+  cwe: 'cwe: the words that are most common',
+  fwe: 'fwe: the made-up words that are most frequent',
+  multiturn: 'multiturn: four facts, asked one after the other',
+  copy: 'copy: a passage, word for word',
+  greedy: 'greedy: writing on as the exact cache does',
+};
 
 /** Share of a task's questions that are still answered, against size. Null when the exact cache answers none. */
 export function taskChart(task: string, rows: readonly EvaluationRow[]): Figure | null {
   const points = pointsOf(rows, 'effectiveRatio', (row) => row.tasks?.[task]?.accuracy);
   if (points.length === 0) return null;
-  const domain = [-4, 104] as const;
+  const domain = [-4, 116] as const;
   const svg = drawRate(
     points.map((point) => ({ ...point, value: 100 * point.value })),
     {
@@ -119,15 +119,40 @@ export function taskChart(task: string, rows: readonly EvaluationRow[]): Figure 
       rate: 'effectiveRatio',
       y: { domain, ticks: [0, 25, 50, 75, 100], label: 'answers kept, %' },
       yShare: (value) => (value - domain[0]) / (domain[1] - domain[0]),
-      under: [],
+      under: [whiskers(task, points)],
       tooltip: ({ row }) => `${row.tasks?.[task]?.correct} of ${row.tasks?.[task]?.exactCorrect} answers kept`,
     },
   );
   const figures = points[0]?.row.tasks?.[task];
+  const caption = `Share of the ${figures?.exactCorrect} answers that the exact cache gives, of ${figures?.questions} questions. Up and right is better. Whiskers: what so few answers leave open (95\u00a0% interval).`;
+  return { id: `task-${task}`, title: TASK_TITLES[task] ?? task, svg, caption, legend: legendOf(points) };
+}
+
+/** Wilson's 95 % interval of the share of answers kept, for the lines' points. */
+function whiskers(task: string, points: readonly RatePoint[]): Plot.Markish {
   const names = seriesNames(points.map(({ row }) => row));
-  const legend = names.length < 2 ? [] : names.map((label, i) => ({ label, colour: seriesColour(i) }));
-  const caption = `Of the ${figures?.exactCorrect} of ${figures?.questions} questions that the exact cache answers. Up is better, right is better.`;
-  return { id: `task-${task}`, title: `Task: ${task}`, svg, caption, legend };
+  const intervals = points
+    .filter(({ row }) => isPlainKvtc(row))
+    .map(({ row, ratio, value }) => {
+      const [low, high] = wilsonInterval(value, row.tasks?.[task]?.exactCorrect ?? 1);
+      return { ratio, low: 100 * low, high: 100 * high, colour: seriesColour(names.indexOf(seriesOf(row) ?? '')) };
+    });
+  return Plot.ruleX(intervals, {
+    x: 'ratio',
+    y1: 'low',
+    y2: 'high',
+    stroke: ({ colour }: (typeof intervals)[number]) => colour,
+    strokeOpacity: 0.4,
+    strokeWidth: 1.5,
+  });
+}
+
+/** Wilson 1927: where the true share lies at 95 % confidence, after `count` trials of which `share` succeeded. */
+export function wilsonInterval(share: number, count: number): readonly [number, number] {
+  const z2 = 1.96 ** 2;
+  const middle = (share + z2 / (2 * count)) / (1 + z2 / count);
+  const reach = Math.sqrt(z2 * ((share * (1 - share)) / count + z2 / (4 * count ** 2))) / (1 + z2 / count);
+  return [Math.max(0, middle - reach), Math.min(1, middle + reach)];
 }
 
 interface RateDrawing {
@@ -158,20 +183,29 @@ function drawRate(points: readonly RatePoint[], drawing: RateDrawing): string {
   );
   const line = lines.flat();
   const others = points.filter(({ row }) => !isPlainKvtc(row));
+  const colourOf = ({ row }: RatePoint): string => {
+    const index = names.indexOf(seriesOf(row) ?? '');
+    return index < 0 ? RIVAL_COLOUR : seriesColour(index);
+  };
+  const ends = lines.flatMap((one) => [one[0], one.at(-1)]).filter((point) => point !== undefined);
+  const between = line.filter((point) => !ends.includes(point));
   const labels = placeLabels(
-    [...line, ...others].map((point) => ({
+    [...new Set([...ends, ...others, ...between])].map((point) => ({
       ...place(point),
       label: isPlainKvtc(point.row) ? `${point.row.ratio}x` : point.row.treatment.replace(/ on rows$|^kvtc /u, ''),
+      colour: colourOf(point),
+      mayBeLed: !isPlainKvtc(point.row),
     })),
     FRAME,
     lines.flatMap((one) => alongLine(one.map(place))),
     FONT_SIZE - 1,
   );
   return drawChart(drawing.label, {
+    height: HEIGHT,
     marginLeft: FRAME.left,
     marginRight: CHART_WIDTH - FRAME.right,
     marginTop: FRAME.top,
-    marginBottom: CHART_HEIGHT - FRAME.bottom,
+    marginBottom: HEIGHT - FRAME.bottom,
     x: {
       type: 'log',
       base: 2,
@@ -188,15 +222,13 @@ function drawRate(points: readonly RatePoint[], drawing: RateDrawing): string {
         x: 'ratio',
         y: 'value',
         r: 4,
-        fill: ({ row }: RatePoint) => {
-          const index = names.indexOf(seriesOf(row) ?? '');
-          return index < 0 ? RIVAL_COLOUR : seriesColour(index);
-        },
+        fill: colourOf,
         stroke: PAPER,
         title: (point: RatePoint) =>
           `${point.row.treatment}: ${point.ratio.toFixed(2)} times smaller, ${drawing.tooltip(point)}`,
       }),
-      ...labels.map(({ label, textX, textY, anchor }) =>
+      leaders(labels),
+      ...labels.map(({ label, colour, textX, textY, anchor }) =>
         Plot.text([label], {
           frameAnchor: 'top-left',
           dx: textX - FRAME.left,
@@ -205,16 +237,33 @@ function drawRate(points: readonly RatePoint[], drawing: RateDrawing): string {
           textAnchor: anchor,
           lineAnchor: 'middle',
           fontSize: FONT_SIZE - 1,
-          fill: INK,
+          fill: colour,
+          stroke: PAPER,
+          strokeWidth: 3,
         }),
       ),
     ],
   });
 }
 
+/** Thin lines from points to labels that found no place beside them. */
+function leaders(labels: readonly PlacedLabel[]): Plot.RenderFunction {
+  return (_index, _scales, _values, _dimensions, { document }) => {
+    const group = document.createElementNS('http://www.w3.org/2000/svg', 'g');
+    for (const { x, y, leadX, leadY } of labels.filter(({ led }) => led)) {
+      const line = document.createElementNS('http://www.w3.org/2000/svg', 'line');
+      const ends = { x1: x, y1: y, x2: leadX, y2: leadY };
+      for (const [name, value] of Object.entries(ends)) line.setAttribute(name, value.toFixed(1));
+      line.setAttribute('stroke', FAINT);
+      group.append(line);
+    }
+    return group;
+  };
+}
+
 function ratioDomain(points: readonly RatePoint[]): [number, number] {
   const ratios = points.map(({ ratio }) => ratio);
-  return [Math.min(...ratios) / 1.25, Math.max(...ratios) * 1.3];
+  return [Math.min(...ratios) / 1.5, Math.max(...ratios) * 1.35];
 }
 
 /** Points along a polyline, close enough that no label fits between. */
@@ -230,28 +279,4 @@ function alongLine(corners: readonly { x: number; y: number }[]): { x: number; y
 
 function logShare(value: number, [low, high]: readonly [number, number]): number {
   return Math.log(value / low) / Math.log(high / low);
-}
-
-/** Which rivals a KVTC row beats on size and loss at once, and which beat one. */
-export function comparison(
-  rows: readonly EvaluationRow[],
-  measure: Measure,
-): { readonly beaten: readonly string[]; readonly beating: readonly string[]; readonly apart: readonly string[] } {
-  const kvtc = rows.filter(isPlainKvtc);
-  const rivals = rows.filter((row) => !/^(kvtc|wtc)\b/u.test(row.treatment) && row.effectiveRatio !== null);
-  const dominates = (a: EvaluationRow, b: EvaluationRow): boolean =>
-    (a.effectiveRatio ?? 0) >= (b.effectiveRatio ?? 0) && a[measure] <= b[measure];
-  const beaten = rivals.filter((rival) => kvtc.some((row) => dominates(row, rival)));
-  const beating = rivals.filter((rival) => kvtc.some((row) => dominates(rival, row)));
-  const apart = rivals.filter((rival) => !beaten.includes(rival) && !beating.includes(rival));
-  const names = (list: readonly EvaluationRow[]): string[] => list.map(({ treatment }) => treatment);
-  return { beaten: names(beaten), beating: names(beating), apart: names(apart) };
-}
-
-/** The row nearest the paper's 16x, of the published codec where it was measured; else the first row. */
-export function mainRow(rows: readonly EvaluationRow[]): EvaluationRow | undefined {
-  const distance = (row: EvaluationRow): number => Math.abs(Math.log2((row.ratio ?? 1) / 16));
-  const [series] = seriesNames(rows).toSorted((a, b) => Number(isPaperSeries(b)) - Number(isPaperSeries(a)));
-  const own = rows.filter((row) => series !== undefined && seriesOf(row) === series);
-  return own.toSorted((a, b) => distance(a) - distance(b))[0] ?? rows[0];
 }

@@ -1,132 +1,17 @@
-// The report's sections: for each, a title that states what the data show, a sentence on how to read it, the charts, and
-// a table with every number. Does not know: how charts are drawn, the page around the sections.
+// The sections of the close-up: for each, a title that states what the data show, a sentence on how to read it, the
+// charts, and a table with every number. Does not know: how charts are drawn, the page around the sections.
 
 import { STREAMS } from '../../base/geometry.ts';
 import type { CloseUp } from '../close-up.ts';
-import { equalQuality, equalRatioText } from '../equal-quality.ts';
-import type { Evaluation } from '../evaluate.ts';
-import { seriesNames, seriesOf } from '../series.ts';
-import type { EvaluationRow, OutputFigures } from '../summary.ts';
-import { shortNumber, wholeNumber } from './chart.ts';
-import { breakEvenTokens, bytesChart, bytesOf, timesChart } from './cost-charts.ts';
+import { wholeNumber } from './chart.ts';
+import { breakEvenTokens, bytesChart, bytesOf, lengthChart, timesChart } from './cost-charts.ts';
 import { headChart, positionChart, worstHead } from './error-charts.ts';
-import { chartsHtml, detailsHtml, escapeHtml, sectionHtml, tableHtml } from './html.ts';
+import { besideHtml, chartsHtml, detailsHtml, sectionHtml, tableHtml } from './html.ts';
 import type { PlannedCloseUp } from './profile-charts.ts';
 import { componentsFor, energyChart, planChart, planCounts, spectrumChart } from './profile-charts.ts';
-import type { Measure } from './rate-charts.ts';
-import { comparison, mainRow, rateChart } from './rate-charts.ts';
-import { list, nats, percent, seconds, times } from './words.ts';
+import { percent, seconds, times } from './words.ts';
 
 const STREAM_NAMES = { key: 'keys', value: 'values' } as const;
-
-/** Rate against loss, and every number of the table. */
-export function rateSection({ rows, floor, settings }: Evaluation): string {
-  const main = mainRow(rows);
-  const title =
-    main === undefined || main.effectiveRatio === null
-      ? 'What each ratio costs'
-      : `A cache ${times(main.effectiveRatio)} times smaller costs ${nats(main.klNats)} nats a token` +
-        (floor.klNats > 0 ? `, ${shortNumber(main.klNats / floor.klNats)} times the engine's own noise` : '');
-  const text =
-    `KL divergence of the next-token distribution, exact cache against restored cache, on ${settings.continuationTokens} tokens after a prefix of ${settings.prefixTokens}; ` +
-    `and on ${settings.copyTokens} tokens that repeat a passage of the prefix, which needs the keys to find it.`;
-  const charts = chartsHtml([
-    rateChart('rate-kl', rows, floor, 'klNats', 'effectiveRatio'),
-    rateChart('rate-copy-kl', rows, floor, 'copyKlNats', 'effectiveRatio'),
-    rateChart('paper-rate-kl', rows, floor, 'klNats', 'paperRatio'),
-    rateChart('paper-rate-copy-kl', rows, floor, 'copyKlNats', 'paperRatio'),
-  ]);
-  return sectionHtml(
-    'quality',
-    title,
-    text,
-    charts + equalHtml(rows) + rivalsHtml(rows) + rowsTable(rows, floor) + kindsTable(rows, floor),
-  );
-}
-
-/** What other codecs reach at the losses of the published one. */
-function equalHtml(rows: readonly EvaluationRow[]): string {
-  const found = equalQuality(rows);
-  if (found.length === 0) return '';
-  const withRetrieval = found.some(({ retrievalRatio }) => retrievalRatio !== null);
-  const heading = [
-    'no worse in KL and copy KL than',
-    'paper ratio',
-    'every byte',
-    'codec',
-    'paper ratio',
-    'every byte',
-    ...(withRetrieval ? ['retrieval no worse up to'] : []),
-  ];
-  const lines = found.map(({ series, against, paperRatio, effectiveRatio, retrievalRatio }) => [
-    against.treatment,
-    times(against.paperRatio),
-    times(against.effectiveRatio),
-    series,
-    equalRatioText(paperRatio),
-    equalRatioText(effectiveRatio),
-    ...(withRetrieval ? [retrievalRatio === null ? '–' : equalRatioText(retrievalRatio)] : []),
-  ]);
-  return `<h3>At equal loss, read off between measured ratios</h3>${tableHtml(heading, lines)}`;
-}
-
-/** Who beats whom on size and loss at once, in words: also where kvtc loses. */
-function rivalsHtml(rows: readonly EvaluationRow[]): string {
-  const lines = (['klNats', 'copyKlNats'] as const).flatMap((measure: Measure) => {
-    const { beaten, beating, apart } = comparison(rows, measure);
-    const what = measure === 'klNats' ? 'Prediction' : 'Copying';
-    return [
-      beaten.length === 0 ? '' : `${what}: kvtc at some ratio is smaller and closer to exact than ${list(beaten)}.`,
-      beating.length === 0 ? '' : `${what}: kvtc loses at some ratio to ${list(beating)}, smaller and closer at once.`,
-      apart.length === 0
-        ? ''
-        : `${what}: neither wins in both ways against ${list(apart)}; one is smaller, the other closer to exact.`,
-    ].filter((line) => line !== '');
-  });
-  return lines.length === 0
-    ? ''
-    : `<ul class="points">${lines.map((line) => `<li>${escapeHtml(line)}</li>`).join('')}</ul>`;
-}
-
-function figuresOf(row: OutputFigures): string[] {
-  return [
-    nats(row.klNats),
-    nats(row.copyKlNats),
-    percent(row.top1Agreement),
-    row.perplexityExact.toFixed(3),
-    row.perplexityRestored.toFixed(3),
-    percent(row.copyAccuracyExact, 1),
-    percent(row.copyAccuracyRestored, 1),
-  ];
-}
-
-const FIGURE_HEADING = ['KL', 'copy KL', 'top-1', 'perplexity, exact', 'restored', 'copied, exact', 'restored'];
-
-function rowsTable(rows: readonly EvaluationRow[], floor: EvaluationRow): string {
-  const line = (row: EvaluationRow): string[] => [
-    row.treatment,
-    times(row.paperRatio),
-    times(row.effectiveRatio),
-    ...figuresOf(row),
-    row.storedBytes === null ? '–' : wholeNumber(row.storedBytes),
-    row.effectiveRatio === null ? '–' : seconds(row.compressMs),
-    row.effectiveRatio === null ? '–' : seconds(row.restoreMs),
-    `${row.documents}`,
-  ];
-  const heading = ['', 'paper ratio', 'every byte', ...FIGURE_HEADING, 'bytes', 'compress', 'restore', 'documents'];
-  return tableHtml(heading, [...rows, floor].map(line));
-}
-
-function kindsTable(rows: readonly EvaluationRow[], floor: EvaluationRow): string {
-  const lines = [...rows, floor].flatMap((row) =>
-    Object.entries(row.byKind).map(([kind, figures]) => [
-      `${row.treatment}, ${kind}`,
-      ...figuresOf(figures),
-      `${figures.documents}`,
-    ]),
-  );
-  return detailsHtml('By kind of text', tableHtml(['', ...FIGURE_HEADING, 'documents'], lines));
-}
 
 /** The ratio most charts show: nearest the paper's 16x. */
 function mainRatio<T extends { readonly ratio: number }>(ratios: readonly T[]): T | undefined {
@@ -141,7 +26,7 @@ export function spectrumSection({ spectrum }: CloseUp): string {
     const held = spectrum[stream].points.at(-1)?.captured ?? 0;
     return needed === null
       ? `the profile's rank holds ${percent(held, 0)} of the ${STREAM_NAMES[stream]}`
-      : `${wholeNumber(needed)} of ${wholeNumber(spectrum[stream].width)} components hold 90 % of the ${STREAM_NAMES[stream]}`;
+      : `${wholeNumber(needed)} of ${wholeNumber(spectrum[stream].width)} components hold 90\u00a0% of the ${STREAM_NAMES[stream]}`;
   });
   const title = `Energy gathers in few directions: ${parts.join(', ')}`;
   const text =
@@ -302,13 +187,8 @@ export function costSection(closeUp: CloseUp): string {
     ],
   );
   return (
-    sectionHtml('bytes', bytesTitle, bytesText, chartsHtml([bytesChart(closeUp)]) + bytesTable) +
-    sectionHtml(
-      'times',
-      timesTitle,
-      timesText,
-      chartsHtml([timesChart(measured)]) + detailsHtml('Every number', timesTable),
-    )
+    sectionHtml('bytes', bytesTitle, bytesText, chartsHtml([bytesChart(closeUp), lengthChart(closeUp)]) + bytesTable) +
+    sectionHtml('times', timesTitle, timesText, besideHtml(timesChart(measured), timesTable))
   );
 }
 
@@ -317,24 +197,4 @@ function evenText(even: number | null, exactTokens: number): string {
   return even <= exactTokens + 1
     ? '. Even a fresh process, which loads the bases first, gains at every length'
     : `. A fresh process, which loads the bases first, gains from ${wholeNumber(even)} tokens on`;
-}
-
-/** A sentence on the whole, for the head of the page. */
-export function leadText({ rows, floor, closeUp }: Evaluation): string {
-  const last = closeUp?.times.restore.at(-1);
-  const prefill = closeUp?.times.prefill.at(-1);
-  const sentences = [
-    ...seriesNames(rows).map((name, _, names) => {
-      const own = rows.filter((row) => seriesOf(row) === name && row.effectiveRatio !== null);
-      const [best, smallest] = [own.at(0), own.at(-1)];
-      if (best === undefined || smallest === undefined) return '';
-      const range = `rom ${times(best.effectiveRatio)} to ${times(smallest.effectiveRatio)} times smaller with every byte counted, for ${nats(best.klNats)} to ${nats(smallest.klNats)} nats a token.`;
-      return names.length === 1 ? `F${range}` : `${name}: f${range}`;
-    }),
-    floor.klNats > 0 ? `The engine's own rounding costs ${nats(floor.klNats)}; differences below that are none.` : '',
-    last === undefined || prefill === undefined
-      ? ''
-      : `Restoring is ${(prefill.elapsedMs / last.elapsedMs).toPrecision(2)} times faster than prefilling.`,
-  ];
-  return sentences.filter((sentence) => sentence !== '').join(' ');
 }

@@ -3,9 +3,10 @@
 
 import type { Evaluation } from '../evaluate.ts';
 import type { EvaluationRow } from '../summary.ts';
-import { chartsHtml, detailsHtml, sectionHtml, tableHtml } from './html.ts';
-import { hasGrid, needleChart } from './needle-charts.ts';
-import { isPlainKvtc, taskChart } from './rate-charts.ts';
+import { chartsHtml, detailsHtml, escapeHtml, legendHtml, sectionHtml, tableHtml } from './html.ts';
+import { GRID_LEGEND, hasGrid, needleChart } from './needle-charts.ts';
+import { isPlainKvtc } from './comparison.ts';
+import { taskChart } from './rate-charts.ts';
 import { list, nats, percent } from './words.ts';
 
 /** Empty when no tasks were run. */
@@ -17,12 +18,6 @@ export function taskSection({ rows, floor }: Evaluation): string {
     'Questions that the exact cache itself gets wrong say nothing about a codec: they are counted and left out. ' +
     (failed.length === 0 ? '' : `The exact cache answers nothing of ${list(failed)}.`);
   const charts = chartsHtml(tasks.map((task) => taskChart(task, rows)));
-  const grids = tasks.flatMap((task) =>
-    rows.flatMap((row) => {
-      const cells = row.tasks?.[task]?.cells ?? [];
-      return hasGrid(cells) ? [needleChart(task, row.treatment, cells)] : [];
-    }),
-  );
   const cells = [...rows, floor].flatMap((row) =>
     Object.entries(row.tasks ?? {}).flatMap(([task, { cells: found }]) =>
       found.map((cell) => [
@@ -43,13 +38,31 @@ export function taskSection({ rows, floor }: Evaluation): string {
     text,
     charts +
       tasksTable([...rows, floor]) +
-      (grids.length === 0 ? '' : detailsOpen('By length and depth', chartsHtml(grids))) +
+      tasks.map((task) => gridsHtml(task, rows)).join('') +
       detailsHtml('Every number, by length and depth', tableHtml(heading, cells)),
   );
 }
 
-function detailsOpen(summary: string, content: string): string {
-  return detailsHtml(summary, content).replace('<details>', '<details open>');
+/** Grids of the treatments that lose answers, and the names of those that lose none. */
+function gridsHtml(task: string, rows: readonly EvaluationRow[]): string {
+  const found = rows.flatMap((row) => {
+    const figures = row.tasks?.[task];
+    return figures === undefined || figures.exactCorrect === 0 || !hasGrid(figures.cells) ? [] : [{ row, figures }];
+  });
+  if (found.length === 0) return '';
+  const keeps = found.filter(({ figures }) => figures.correct === figures.exactCorrect).map(({ row }) => row.treatment);
+  const grids = found
+    .filter(({ figures }) => figures.correct < figures.exactCorrect)
+    .map(({ row, figures }) => needleChart(task, row.treatment, figures.cells));
+  const words =
+    (grids.length === 0
+      ? ''
+      : 'Answers kept where answers are lost: across, tokens of the prefix; down, how deep in it the fact stands. A dash: the exact cache does not know the answer. ') +
+    (keeps.length === 0 ? '' : `Every answer is kept by ${list(keeps)}.`);
+  return (
+    `<h3 class="task">Where ${escapeHtml(task)} loses answers</h3><p class="note">${escapeHtml(words)}</p>` +
+    (grids.length === 0 ? '' : legendHtml(GRID_LEGEND) + chartsHtml(grids, 'grids'))
+  );
 }
 
 /** The smallest file that still answers everything the exact cache answers. */
