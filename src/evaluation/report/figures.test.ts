@@ -6,7 +6,7 @@ import type { EvaluationRow } from '../summary.ts';
 import { decades, octaves, shortNumber } from './chart.ts';
 import type { RatioCloseUp } from '../close-up.ts';
 import { breakEvenTokens, effectiveRatioAt, fitRestore, prefillMs } from './cost-charts.ts';
-import { placeLabels } from './labels.ts';
+import { placeLabels, textWidth } from './labels.ts';
 import { comparison, conclusion, mainRow } from './comparison.ts';
 import { wilsonInterval } from './rate-charts.ts';
 import { nats, seconds, times } from './words.ts';
@@ -71,9 +71,9 @@ describe('placeLabels', () => {
     const placed = placeLabels(points, frame, [], 11);
     assert.ok(placed.length > 1 && placed.length < points.length, `${placed.length}`);
     const boxes = placed.map(({ label, textX, textY, anchor }) => {
-      const width = label.length * 11 * 0.6;
+      const width = textWidth(label, 11);
       const left = anchor === 'start' ? textX : anchor === 'end' ? textX - width : textX - width / 2;
-      return { left, right: left + width, top: textY - 6.6, bottom: textY + 6.6 };
+      return { left, right: left + width, top: textY - 6, bottom: textY + 6 };
     });
     for (const [i, a] of boxes.entries()) {
       assert.ok(a.left >= 0 && a.right <= 200 && a.top >= 0 && a.bottom <= 100);
@@ -81,6 +81,17 @@ describe('placeLabels', () => {
         assert.ok(a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top);
       }
     }
+  });
+
+  it('leads a line to a label further off, where that is allowed and the point itself is walled in', () => {
+    const point = { x: 100, y: 50, label: 'far', colour: '', mayBeLed: true };
+    // All around it but straight above on the right, where only the line passes.
+    const wall = Array.from({ length: 12 }, (_, i) => (2 * Math.PI * i) / 12)
+      .map((angle) => ({ x: 100 + 14 * Math.cos(angle), y: 50 + 14 * Math.sin(angle) }))
+      .filter(({ x, y }) => !(x > 105 && x < 116 && y < 50));
+    const [led] = placeLabels([point], frame, wall, 11);
+    assert.ok(led?.led === true && Math.abs(led.textY - 50) > 20);
+    assert.deepEqual(placeLabels([{ ...point, mayBeLed: false }], frame, wall, 11), []);
   });
 });
 

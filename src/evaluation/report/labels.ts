@@ -1,5 +1,5 @@
 // Places labels beside points so that they cover neither each other nor points. Pure geometry in drawing units.
-// Does not know: charts, scales, fonts beyond an average width.
+// Does not know: charts, scales, fonts beyond usual widths.
 
 export interface LabelledPoint {
   readonly x: number;
@@ -29,8 +29,21 @@ interface Box {
   readonly bottom: number;
 }
 
-/** Mean width of a letter over the font size, of system fonts. */
-const LETTER = 0.6;
+/** Widths of letters over the font size, of a wide system font; all others are as wide as digits. */
+const LETTERS: readonly (readonly [RegExp, number])[] = [
+  [/[ijlI.,:'|]/u, 0.3],
+  [/[ ftr()-]/u, 0.42],
+  [/[mwMW]/u, 0.98],
+  [/[A-Z]/u, 0.7],
+];
+const LETTER = 0.62;
+
+export function textWidth(text: string, fontSize: number): number {
+  return [...text].reduce((sum, sign) => sum + fontSize * (LETTERS.find(([of]) => of.test(sign))?.[1] ?? LETTER), 0);
+}
+
+/** Orders that are tried. */
+const TRIES = 12;
 /** Places further off, each with a line to the point. */
 const LED = [22, 36, 50].flatMap((far) =>
   [14, 32].flatMap((dx) =>
@@ -44,11 +57,43 @@ const LED = [22, 36, 50].flatMap((far) =>
 const POINT = 5;
 
 /**
- * Labels in the order of the points, each at the first free place around its point; one that finds none is left out
+ * Labels each at a free place around its point, in the best of a few orders; one that finds none is left out
  * (its point keeps its tooltip, and the table has it). `obstacles` are further points to keep clear of.
  */
 export function placeLabels(
   points: readonly LabelledPoint[],
+  frame: Box,
+  obstacles: readonly { readonly x: number; readonly y: number }[],
+  fontSize: number,
+): PlacedLabel[] {
+  // Those that may be led stand for something that has no other name on the chart.
+  const worth = (labels: readonly LabelledPoint[]): number =>
+    labels.reduce((sum, { mayBeLed }) => sum + (mayBeLed ? 3 : 1), 0);
+  let best: PlacedLabel[] = [];
+  let hard: LabelledPoint[] = [];
+  for (let tries = 0; tries < TRIES; tries++) {
+    const placed = placeInOrder(
+      hard,
+      points.filter((point) => !hard.includes(point)),
+      frame,
+      obstacles,
+      fontSize,
+    );
+    if (worth(placed) > worth(best)) best = placed;
+    const left = points.filter(
+      (point) => !placed.some(({ x, y, label }) => x === point.x && y === point.y && label === point.label),
+    );
+    const missing = left.find(({ mayBeLed }) => mayBeLed) ?? left[0];
+    if (missing === undefined) break;
+    hard = [missing, ...hard.filter((point) => point !== missing)];
+  }
+  return best;
+}
+
+/** One try: `hard` points choose first, then the others a place beside them, last those that must be led. */
+function placeInOrder(
+  hard: readonly LabelledPoint[],
+  others: readonly LabelledPoint[],
   frame: Box,
   obstacles: readonly { readonly x: number; readonly y: number }[],
   fontSize: number,
@@ -59,38 +104,39 @@ export function placeLabels(
     top: y - POINT,
     bottom: y + POINT,
   });
-  const taken: Box[] = [...points, ...obstacles].map(around);
-  const placed: PlacedLabel[] = [];
-  for (const point of points) {
-    const width = point.label.length * fontSize * LETTER;
-    const half = fontSize * 0.6;
-    const gap = POINT + 2;
-    const candidates = [
-      { dx: gap, dy: 0, anchor: 'start' as const },
-      { dx: -gap, dy: 0, anchor: 'end' as const },
-      { dx: 0, dy: -gap - half, anchor: 'middle' as const },
-      { dx: 0, dy: gap + half, anchor: 'middle' as const },
-      { dx: gap, dy: -half - 3, anchor: 'start' as const },
-      { dx: gap, dy: half + 3, anchor: 'start' as const },
-      { dx: -gap, dy: -half - 3, anchor: 'end' as const },
-      { dx: -gap, dy: half + 3, anchor: 'end' as const },
-      ...(point.mayBeLed ? LED : []),
-    ];
-    for (const { dx, dy, anchor } of candidates) {
+  const taken: Box[] = [...hard, ...others, ...obstacles].map(around);
+  const half = fontSize * 0.55;
+  const gap = POINT + 2;
+  const beside = [
+    { dx: gap, dy: 0, anchor: 'start' as const },
+    { dx: -gap, dy: 0, anchor: 'end' as const },
+    { dx: 0, dy: -gap - half, anchor: 'middle' as const },
+    { dx: 0, dy: gap + half, anchor: 'middle' as const },
+    { dx: gap, dy: -half - 3, anchor: 'start' as const },
+    { dx: gap, dy: half + 3, anchor: 'start' as const },
+    { dx: -gap, dy: -half - 3, anchor: 'end' as const },
+    { dx: -gap, dy: half + 3, anchor: 'end' as const },
+  ];
+  const place = (point: LabelledPoint, led: boolean): PlacedLabel[] => {
+    const width = textWidth(point.label, fontSize);
+    for (const { dx, dy, anchor } of led ? LED : beside) {
       const textX = point.x + dx;
       const textY = point.y + dy;
       const left = anchor === 'start' ? textX : anchor === 'end' ? textX - width : textX - width / 2;
       const box = { left, right: left + width, top: textY - half, bottom: textY + half };
-      const led = Math.abs(dy) > 20;
       const lead = { x: textX, y: textY + (dy < 0 ? half : -half) };
       const line = led ? alongLine(point, lead) : [];
       if (!inside(box, frame) || [box, ...line].some((one) => taken.some((other) => overlap(one, other)))) continue;
       taken.push(box, ...line);
-      placed.push({ ...point, textX, textY, anchor, led, leadX: lead.x, leadY: lead.y });
-      break;
+      return [{ ...point, textX, textY, anchor, led, leadX: lead.x, leadY: lead.y }];
     }
-  }
-  return placed;
+    return [];
+  };
+  const orLed = (point: LabelledPoint, near: PlacedLabel[]): PlacedLabel[] =>
+    near.length > 0 || !point.mayBeLed ? near : place(point, true);
+  const first = hard.flatMap((point) => orLed(point, place(point, false)));
+  const near = others.map((point) => place(point, false));
+  return [...first, ...others.flatMap((point, i) => orLed(point, near[i] ?? []))];
 }
 
 /** Small boxes along a line, without those in the room of the point that it starts from. */

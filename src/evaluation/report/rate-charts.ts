@@ -190,7 +190,7 @@ function drawRate(points: readonly RatePoint[], drawing: RateDrawing): string {
   const ends = lines.flatMap((one) => [one[0], one.at(-1)]).filter((point) => point !== undefined);
   const between = line.filter((point) => !ends.includes(point));
   const labels = placeLabels(
-    [...new Set([...ends, ...others, ...between])].map((point) => ({
+    [...new Set([...others, ...ends, ...between])].map((point) => ({
       ...place(point),
       label: isPlainKvtc(point.row) ? `${point.row.ratio}x` : point.row.treatment.replace(/ on rows$|^kvtc /u, ''),
       colour: colourOf(point),
