@@ -282,10 +282,10 @@ export function timesChart(times: RestoreTimes): Figure {
     id: 'times',
     title: 'Restore and prefill',
     svg,
-    caption: `Seconds by length at ${times.ratio}x, both axes logarithmic; dots are measured, lines drawn through them. Dashed: a fresh process, which loads the bases first.`,
+    caption: `Seconds by length at ${times.ratio}x, both axes logarithmic; dots are measured, lines drawn through them. Where a blue line lies below the grey one, keeping a cache saves time.`,
     legend: [
       { colour: RIVAL_COLOUR, label: 'prefill' },
-      { colour: KEY_COLOUR, label: 'restore' },
+      { colour: KEY_COLOUR, label: 'restore, bases loaded (dashed: a fresh process loads them first)' },
     ],
   };
 }

@@ -39,7 +39,8 @@ const LETTERS: readonly (readonly [RegExp, number])[] = [
 const LETTER = 0.62;
 
 export function textWidth(text: string, fontSize: number): number {
-  return [...text].reduce((sum, sign) => sum + fontSize * (LETTERS.find(([of]) => of.test(sign))?.[1] ?? LETTER), 0);
+  const letters = Array.from(text, (sign) => LETTERS.find(([of]) => of.test(sign))?.[1] ?? LETTER);
+  return letters.reduce((sum, width) => sum + fontSize * width, 0);
 }
 
 /** Orders that are tried. */
