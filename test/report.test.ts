@@ -184,7 +184,7 @@ describe('the report page', () => {
     });
     const ablations = [
       one('sinks', '0', 0.5, 4),
-      one('sinks', '4', 0.01, 4.1),
+      { ...one('sinks', '4', 0.01, 4.1), series: 'kvtc' },
       one('entropy', 'none', 0.01, 3.9),
       one('entropy', 'zstd <3>', 0.01, 4),
     ];
@@ -200,6 +200,8 @@ describe('the report page', () => {
     );
     assert.match(html, /Nothing matters more than sinks at 4x: 0 costs 50 times the KL of 4/u);
     assert.ok(html.includes('entropy zstd &#60;3&#62;'));
+    assert.ok(html.includes('<td>sinks 4 (default), at 4x</td>') && html.includes('<td>sinks 0, at 4x</td>'));
+    assert.match(figures[0]?.[0] ?? '', /Furthest: 0, at 50 times its KL/u);
   });
 
   it('is not half written where it cannot be written', async () => {

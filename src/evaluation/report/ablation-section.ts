@@ -1,9 +1,23 @@
 // The ablations' section: for every setting that was varied, what each value costs. Does not know: how variants are made.
 
 import type { AblationRow } from '../ablation/ablate.ts';
+import type { AblationSet } from '../ablation/variants.ts';
 import type { EvaluationRow } from '../summary.ts';
 import type { Figure } from './chart.ts';
-import { BAND, CHART_WIDTH, KEY_COLOUR, Plot, VALUE_COLOUR, decades, drawChart, shortNumber } from './chart.ts';
+import {
+  BAND,
+  CHART_WIDTH,
+  FONT_SIZE,
+  INK,
+  KEY_COLOUR,
+  Plot,
+  VALUE_COLOUR,
+  decades,
+  drawChart,
+  shortNumber,
+} from './chart.ts';
+import { isPlainKvtc } from './comparison.ts';
+import { textWidth } from './labels.ts';
 import { chartsHtml, sectionHtml, tableHtml } from './html.ts';
 import { nats, percent, times } from './words.ts';
 
@@ -18,7 +32,7 @@ export function ablationSection(rows: readonly AblationRow[], floor: EvaluationR
     .map((group) => ablationChart(group.name, group.rows, floor))
     .filter((figure) => figure !== null);
   const lines = rows.map((row) => [
-    `${row.set} ${row.value}, at ${row.atRatio}x`,
+    `${row.set} ${valueName(row)}, at ${row.atRatio}x`,
     times(row.paperRatio),
     times(row.effectiveRatio),
     nats(row.klNats),
@@ -27,12 +41,45 @@ export function ablationSection(rows: readonly AblationRow[], floor: EvaluationR
     row.perplexityRestored.toFixed(3),
     `${row.documents}`,
   ]);
-  const heading = ['', 'paper ratio', 'every byte', 'KL', 'copy KL', 'top-1', 'perplexity', 'documents'];
-  return sectionHtml('ablations', titleOf(groups), TEXT, chartsHtml(charts) + tableHtml(heading, lines));
+  const heading = [
+    '',
+    'paper ratio',
+    'every byte',
+    'KL, nats',
+    'copy KL, nats',
+    'same top token',
+    'perplexity',
+    'texts',
+  ];
+  return sectionHtml(
+    'ablations',
+    titleOf(groups),
+    TEXT,
+    `${chartsHtml(charts)}<h3>Every number</h3>${tableHtml(heading, lines)}`,
+  );
 }
 
 const TEXT =
-  'One setting varied at a time, all others at their defaults, on the same documents. The band is the noise of the engine itself. Many settings change the size as well: the table has both.';
+  'One setting varied at a time, all others at their defaults, on the same documents. What is nearer to exact is often larger too: the figures at the right of each chart are sizes.';
+
+const SET_TITLES: Readonly<Record<AblationSet, string>> = {
+  sinks: 'Sinks: oldest tokens kept exact',
+  window: 'Window: newest tokens kept exact',
+  plan: 'Plan: bits by component, or fewer components',
+  split: 'Split of the bytes between keys and values',
+  chunk: 'Chunk: tokens coded together',
+  entropy: 'Entropy coder',
+  groups: 'Groups: components that share a scale',
+  fp8: 'Price of fp8 in the plan',
+  layers: 'Layers joined in one basis',
+  tokens: 'Tokens of calibration',
+  domain: 'Texts of calibration',
+  seed: 'Seed of calibration',
+};
+
+function valueName(row: AblationRow): string {
+  return isPlainKvtc(row) ? `${row.value} (default)` : `${row.value}`;
+}
 
 /** The setting with the widest range of KL. */
 function titleOf(groups: readonly { readonly name: string; readonly rows: readonly AblationRow[] }[]): string {
@@ -56,20 +103,21 @@ function ablationChart(name: string, rows: readonly AblationRow[], floor: Evalua
 }
 
 function lossChart(name: string, rows: readonly AblationRow[], floor: EvaluationRow): Figure | null {
-  const points = rows.flatMap(({ value, klNats, copyKlNats }) => [
-    { value: `${value}`, x: klNats, colour: KEY_COLOUR, title: `${value}: ${nats(klNats)} nats` },
+  const points = rows.flatMap((row) => [
+    { value: valueName(row), x: row.klNats, colour: KEY_COLOUR, title: `${row.value}: ${nats(row.klNats)} nats` },
     {
-      value: `${value}`,
-      x: copyKlNats,
+      value: valueName(row),
+      x: row.copyKlNats,
       colour: VALUE_COLOUR,
-      title: `${value}: ${nats(copyKlNats)} nats when copying`,
+      title: `${row.value}: ${nats(row.copyKlNats)} nats when copying`,
     },
   ]);
   const drawn = points.filter(({ x }) => x > 0 && Number.isFinite(x));
   if (drawn.length === 0) return null;
   const most = Math.max(...drawn.map(({ x }) => x));
-  const least = Math.min(...drawn.map(({ x }) => x), floor.klNats > 0 ? floor.klNats : most);
-  const domain = [least / 1.5, most * 1.5] as const;
+  const least = Math.min(...drawn.map(({ x }) => x));
+  const near = floor.klNats > least / 20;
+  const domain = [(near ? Math.min(least, floor.klNats) : least) / 1.5, most * 1.5] as const;
   const x = {
     type: 'log',
     domain,
@@ -78,10 +126,10 @@ function lossChart(name: string, rows: readonly AblationRow[], floor: Evaluation
     grid: true,
     label: 'KL, nats',
   } as const;
-  const band = floor.klNats > 0 ? [Plot.rect([0], { x1: domain[0], x2: floor.klNats, fill: BAND })] : [];
+  const band = near ? [Plot.rect([0], { x1: domain[0], x2: floor.klNats, fill: BAND })] : [];
   return {
     ...dotFigure(name, rows, drawn, x, band),
-    caption: 'KL by value of the setting, nats, on a logarithmic axis. Left is better.',
+    caption: `Left is better. ${spanText(rows)}${near ? ' The band is the noise of the engine itself.' : ''} At the right: times smaller, every byte counted.`,
     legend: [
       { colour: KEY_COLOUR, label: 'prediction' },
       { colour: VALUE_COLOUR, label: 'copying' },
@@ -89,16 +137,25 @@ function lossChart(name: string, rows: readonly AblationRow[], floor: Evaluation
   };
 }
 
+function spanText(rows: readonly AblationRow[]): string {
+  const sorted = rows.filter(({ klNats }) => klNats > 0).toSorted((a, b) => a.klNats - b.klNats);
+  const [best] = sorted;
+  const worst = sorted.at(-1);
+  return best === undefined || worst === undefined || best === worst
+    ? ''
+    : `Nearest to exact: ${best.value}. Furthest: ${worst.value}, at ${shortNumber(worst.klNats / best.klNats)} times its KL.`;
+}
+
 function sizeChart(name: string, rows: readonly AblationRow[]): Figure | null {
-  const points = rows.flatMap(({ value, paperRatio }) =>
-    paperRatio === null
+  const points = rows.flatMap((row) =>
+    row.paperRatio === null
       ? []
       : [
           {
-            value: `${value}`,
-            x: paperRatio,
+            value: valueName(row),
+            x: row.paperRatio,
             colour: KEY_COLOUR,
-            title: `${value}: ${times(paperRatio)} times smaller`,
+            title: `${row.value}: ${times(row.paperRatio)} times smaller`,
           },
         ],
   );
@@ -106,7 +163,8 @@ function sizeChart(name: string, rows: readonly AblationRow[]): Figure | null {
   const label = "times smaller, by the paper's count";
   return {
     ...dotFigure(name, rows, points, { grid: true, ticks: 3, nice: true, inset: 6, label }, []),
-    caption: 'The restored cache is the same, its size is not. Right is better; the axis does not begin at 0.',
+    caption:
+      'The restored cache is the same, its size is not. Right is better; the axis does not begin at 0. At the right: times smaller, every byte counted.',
   };
 }
 
@@ -124,18 +182,30 @@ function dotFigure(
   x: Plot.ScaleOptions,
   under: readonly Plot.Markish[],
 ): Pick<Figure, 'id' | 'title' | 'svg'> {
-  const values = [...new Set(rows.map(({ value }) => `${value}`))];
-  const longest = Math.max(...values.map(({ length }) => length));
+  const values = [...new Set(rows.map(valueName))];
+  const longest = Math.max(...values.map((value) => textWidth(value, FONT_SIZE)));
+  const [first] = rows;
   const svg = drawChart(`${name}, by value`, {
     height: 56 + 26 * values.length,
     marginTop: 6,
-    marginLeft: Math.min(CHART_WIDTH / 2, 18 + 7 * longest),
+    marginLeft: Math.min(0.55 * CHART_WIDTH, 14 + longest),
+    marginRight: 46,
     x,
     y: { type: 'point', domain: values, label: null, tickSize: 0, padding: 0.7 },
     marks: [
       ...under,
       Plot.dot(dots, { x: 'x', y: 'value', r: 4.5, fill: ({ colour }: Dot) => colour, title: 'title' }),
+      Plot.text(rows, {
+        y: valueName,
+        frameAnchor: 'right',
+        textAnchor: 'start',
+        dx: 8,
+        text: (row: AblationRow) => (row.effectiveRatio === null ? '' : `${times(row.effectiveRatio)}\u00d7`),
+        fill: INK,
+        fontSize: FONT_SIZE - 1,
+      }),
     ],
   });
-  return { id: `ablation-${name.replaceAll(/[^\w]+/gu, '-')}`, title: name, svg };
+  const title = first === undefined ? name : `${SET_TITLES[first.set]}, at ${first.atRatio}x`;
+  return { id: `ablation-${name.replaceAll(/[^\w]+/gu, '-')}`, title, svg };
 }

@@ -17,8 +17,11 @@ export function leadText({ rows, floor }: Evaluation): string {
     );
     const [best, smallest] = [own.at(0), own.at(-1)];
     if (best === undefined || smallest === undefined) return [];
-    const sizes = `${times(best.effectiveRatio)} to ${times(smallest.effectiveRatio)} times smaller`;
-    return [`${name} makes the cache ${sizes} for ${nats(best.klNats)} to ${nats(smallest.klNats)} nats a token`];
+    const range = (from: string, to: string): string => (from === to ? from : `${from} to ${to}`);
+    const sizes = range(times(best.effectiveRatio), times(smallest.effectiveRatio));
+    return [
+      `${name} makes the cache ${sizes} times smaller for ${range(nats(best.klNats), nats(smallest.klNats))} nats a token`,
+    ];
   });
   if (ranges.length === 0) return '';
   const noise =

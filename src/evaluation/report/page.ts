@@ -31,10 +31,11 @@ export async function writeReport(path: string, input: ReportInput): Promise<voi
 export function renderReport(input: ReportInput): string {
   const { evaluation } = input;
   const { closeUp, settings } = evaluation;
-  const title = `${settings.model}: what compressing its cache costs`;
+  const varied = (evaluation.ablations ?? []).length > 0;
+  const title = `${settings.model}: ${varied ? 'what the choices of its codec are worth' : 'what compressing its cache costs'}`;
   const sections = [
-    ...(settings.documents.length === 0 ? [] : [rateSection(evaluation)]),
     ablationSection(evaluation.ablations ?? [], evaluation.floor),
+    ...(settings.documents.length === 0 ? [] : [rateSection(evaluation)]),
     taskSection(evaluation),
     ...(closeUp === undefined
       ? []

@@ -20,9 +20,10 @@ import {
   shortNumber,
 } from './chart.ts';
 import type { Measure, Rate, RatePoint } from './comparison.ts';
-import { conclusion, isPlainKvtc, pointsOf } from './comparison.ts';
+import { conclusion, isPlainKvtc, pointsOf, rivalsOf } from './comparison.ts';
 import type { PlacedLabel } from './labels.ts';
 import { placeLabels } from './labels.ts';
+import { list } from './words.ts';
 
 /** Taller than other charts: labels need the room. */
 const HEIGHT = 320;
@@ -88,10 +89,12 @@ export function rateChart(
 
 function legendOf(points: readonly RatePoint[]): { colour: string; label: string }[] {
   const rows = points.map(({ row }) => row);
-  const rivals = rows.some((row) => !isPlainKvtc(row));
+  const rivals = rivalsOf(rows);
+  const variants = rows.some((row) => !isPlainKvtc(row) && !rivals.includes(row));
+  const others = [...(variants ? ['variants'] : []), ...(rivals.length > 0 ? ['rivals'] : [])];
   return [
     ...seriesNames(rows).map((label, i) => ({ label, colour: seriesColour(i) })),
-    ...(rivals ? [{ label: 'rivals', colour: RIVAL_COLOUR }] : []),
+    ...(others.length > 0 ? [{ label: list(others), colour: RIVAL_COLOUR }] : []),
   ];
 }
 
