@@ -100,7 +100,8 @@ describe('the command line', () => {
       ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '--tokens', 'many'],
       ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '--ratios', '8,,16'],
       ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '-o', 'q'],
-      ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '--tune', '2'],
+      ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '--codec', 'paper', '--tune', '2'],
+      ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '--ratios', '8,16'],
       ['tune', 'm.gguf', '--profile', 'p'],
       ['compress', 'm.gguf', '--profile', 'p', '-o', 'x.kvtc'],
       ['compress', 'm.gguf', '--profile', 'p', '--prompt', 'a', '--state', 'b', '-o', 'x.kvtc'],
@@ -218,6 +219,8 @@ describe('the command line', () => {
       '5000',
       '-o',
       at('p'),
+      '--codec',
+      'paper',
       '--ratios',
       '4,8',
     );
@@ -300,7 +303,7 @@ describe('the command line', () => {
       ['sinks 0', 'sinks 1', 'sinks 4', 'entropy none'],
     );
 
-    const wtc = ['--tokens', '3000', '--codec', 'wtc', '--sensitivity', 'none', '--tune', '1', '-o', at('w')];
+    const wtc = ['--tokens', '3000', '--sensitivity', 'none', '--tune', '1', '-o', at('w')];
     const tuned = (await ok('calibrate', at('model.gguf'), ...paths, ...wtc)) as { tuning: object; steps: object[] };
     const inspected = await ok('inspect', at('w'));
     assert.deepEqual(inspected['tuning'], (tuned.tuning as { record: object }).record);

@@ -32,6 +32,7 @@ describe('SmolLM2-135M, 5 000 tokens of calibration, rank 512', () => {
         { name: 'code', texts: texts.filter(({ kind }) => kind === 'code') },
       ],
       output: profilePath,
+      codec: 'paper',
       tokens: 5000,
       documentTokens: 512,
       rank: 512,

@@ -39,6 +39,7 @@ export function tinyCalibration(modelPath: string, output: string): CalibrateMod
     model: modelPath,
     texts: TINY_TEXTS,
     output,
+    codec: 'paper',
     tokens: 4096,
     documentTokens: 512,
     rank: 96,

@@ -55,7 +55,7 @@ export interface CalibrateModelOptions
   readonly tokens?: number | undefined;
   /** Tokens of one document: the positions the rows come from. */
   readonly documentTokens?: number | undefined;
-  /** Which codec the profile is for; default the paper's. */
+  /** Which codec the profile is for; default wtc. */
   readonly codec?: 'paper' | 'wtc' | undefined;
   /**
    * wtc: a sensitivity file of this model (docs/format/sensitivity.md), or `none`: all errors count alike then. Default:
@@ -107,14 +107,15 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
       });
     }
   }
-  if (options.codec !== 'wtc' && (options.sensitivity !== undefined || options.exponent !== undefined)) {
+  const codec = options.codec ?? 'wtc';
+  if (codec !== 'wtc' && (options.sensitivity !== undefined || options.exponent !== undefined)) {
     throw new KvtcError('KVTC_OPTION_INVALID', 'sensitivity and exponent are for the codec wtc');
   }
   const model = await openModel(options.model, { threads: options.threads, signal });
   const backend = openGgmlBackend({ threads: options.threads });
   try {
     const startedMs = performance.now();
-    const sensitivity = await sensitivityOf(options, model, backend);
+    const sensitivity = await sensitivityOf({ ...options, codec }, model, backend);
     const sensitivityMs = options.sensitivity === undefined ? performance.now() - startedMs : 0;
     const moments =
       options.moments === undefined ? undefined : await readMeasuredMoments(options.moments, model.identity);
@@ -148,7 +149,7 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
         output: options.output,
         producer: PRODUCER,
         modelParameters: await countParameters(model),
-        codec: options.codec === 'wtc' ? 'wtc' : 'kvtc-paper',
+        codec: codec === 'wtc' ? codec : 'kvtc-paper',
         sensitivity,
         exponent: options.exponent,
         rank: options.rank,
@@ -163,7 +164,7 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
         signal,
         onEvent,
       });
-      const method = options.codec === 'wtc' ? (sensitivity?.method ?? 'none') : null;
+      const method = codec === 'wtc' ? (sensitivity?.method ?? 'none') : null;
       const used = moments?.documents ?? documents;
       const usedTokens = used.reduce((sum, document) => sum + document.tokens.length, 0);
       const size = result.profileId === null ? null : await profileSize(options.output);

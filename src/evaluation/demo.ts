@@ -86,6 +86,7 @@ export async function demo(options: DemoOptions): Promise<DemoResult> {
       model: options.modelPath,
       texts: options.calibrationTexts,
       output: options.profilePath,
+      codec: 'paper',
       threads: options.threads,
       signal,
       onEvent,

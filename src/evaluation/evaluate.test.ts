@@ -53,7 +53,8 @@ before(async () => {
     documentTokens: 512,
     rank: 96,
     threads: 1,
-  };
+    codec: 'paper',
+  } as const;
   await calibrate({ ...calibration, output: profilePath, ratios: [4, 16] });
   await calibrate({ ...calibration, output: wtcPath, codec: 'wtc', sensitivity: 'none' });
 });

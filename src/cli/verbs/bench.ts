@@ -106,7 +106,15 @@ async function profileFor(
   const texts = groupByKind(await calibrationTexts());
   return {
     profilePath,
-    calibration: await calibrate({ ...context, model: modelPath, texts, tokens, rank: RANK, output: profilePath }),
+    calibration: await calibrate({
+      ...context,
+      model: modelPath,
+      texts,
+      tokens,
+      rank: RANK,
+      codec: 'paper',
+      output: profilePath,
+    }),
   };
 }
 
@@ -118,7 +126,14 @@ async function timeCalibration(context: VerbContext, modelPath: string): Promise
   try {
     const texts = groupByKind(await calibrationTexts());
     const output = join(directory, 'timed.profile');
-    return await calibrate({ ...context, model: modelPath, texts, tokens: CALIBRATION_BOUND_TOKENS, output });
+    return await calibrate({
+      ...context,
+      model: modelPath,
+      texts,
+      tokens: CALIBRATION_BOUND_TOKENS,
+      codec: 'paper',
+      output,
+    });
   } finally {
     await rm(directory, { recursive: true, force: true });
   }

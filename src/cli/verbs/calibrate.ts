@@ -18,10 +18,10 @@ export const verb: Verb = {
       rank: { value: 'R', fallback: '2048', help: 'components kept at most; wtc: of keys and of values on average' },
       seed: { value: 'S', fallback: '7', help: 'chooses texts and rows; the same seed gives the same profile' },
       ratios: { value: 'LIST', fallback: '8,16,32,64', help: 'paper: ratios to plan for' },
-      codec: { value: 'paper|wtc', fallback: 'paper', help: 'which codec the profile is for' },
+      codec: { value: 'wtc|paper', fallback: 'wtc', help: 'which codec the profile is for: ours or the published one' },
       sensitivity: { value: 'FILE|none', help: 'wtc: what errors of each head cost the output; measured by default' },
       moments: { value: 'FILE', help: 'moments measured by kvtc_collect: the texts are then only held out' },
-      tune: { value: 'N', fallback: '3', help: 'wtc: documents that steps are chosen on by measured loss; 0 for none' },
+      tune: { value: 'N', fallback: '0', help: 'wtc: documents that steps are chosen on by measured loss; 0 for none' },
       part: { value: 'I/N', help: 'collect the I-th of N shares only and stop: PROFILE.work is the result' },
       parts: { value: 'DIR', many: true, help: 'shares collected elsewhere, with the same other arguments' },
     },
@@ -29,7 +29,7 @@ export const verb: Verb = {
       'More tokens make a better profile. Rank 2048 serves ratios of 16 and more; 8 wants about half the width of a row.',
       'An interrupted calibration goes on where it was when it is started again with the same arguments.',
       'wtc weighs errors by what they cost the output. It is measured by forward passes unless a file says it.',
-      'Its steps are then tuned (kvtc tune) on documents that the sample left of the texts, on exact weights.',
+      '--tune N goes on with kvtc tune, on documents that the sample left of the texts, on exact weights.',
       'Shares may be collected one by one or on several machines: the profile then has the bytes of a single run.',
     ].join('\n'),
   },
@@ -43,15 +43,20 @@ export const verb: Verb = {
       rank: args.integer('rank', 1),
       seed: args.integer('seed', 0),
       ratios: args.positives('ratios'),
-      codec: args.choice('codec', ['paper', 'wtc']),
+      codec: args.choice('codec', ['wtc', 'paper']),
       sensitivity: args.text('sensitivity'),
       moments: args.text('moments'),
       part: parsePart(args.text('part')),
       parts: args.has('parts') ? args.texts('parts') : undefined,
     };
-    const documents = args.integer('tune', 0);
-    if (options.codec !== 'wtc' && documents !== undefined) {
+    const documents = args.integer('tune', 0) ?? 0;
+    if (options.codec === 'paper' && documents > 0) {
       throw new KvtcError('KVTC_OPTION_INVALID', '--tune is for the codec wtc', { option: 'tune' });
+    }
+    if (options.codec !== 'paper' && args.has('ratios')) {
+      throw new KvtcError('KVTC_OPTION_INVALID', '--ratios is for the codec paper: a wtc profile serves all of them', {
+        option: 'ratios',
+      });
     }
     const model = await resolveModel(args.positionals[0] ?? '');
     const texts = await readTextFiles(args.texts('text'), context);
@@ -63,7 +68,7 @@ export const verb: Verb = {
       keyError,
       valueError,
     }));
-    if (options.codec !== 'wtc' || result.profileId === null || documents === 0) {
+    if (options.codec === 'paper' || result.profileId === null || documents === 0) {
       return { json: { ...result, plans }, text: calibrationText(result) };
     }
     const { CALIBRATION_DEFAULTS } = await import('../../calibration/calibrate.ts');

@@ -217,6 +217,7 @@ async function learnProfiles(
       await calibrate({
         ...settings,
         model: options.modelPath,
+        codec: 'paper',
         output: path,
         // One place for all bases of the same rows: what was collected for one is there for the next.
         workDirectory: join(folder, `${digestOf({ ...settings, layersPerBasis: 0, rank: 0, ratios: 0 })}.work`),
