@@ -144,6 +144,11 @@ describe('the report page', () => {
     const html = renderReport({ evaluation: bare, date: new Date(0) });
     const charts = [...html.matchAll(/data-chart="([^"]+)"/gu)].map(([, id]) => id);
     assert.deepEqual(charts.toSorted(), ['paper-rate-copy-kl', 'paper-rate-kl', 'rate-copy-kl', 'rate-kl']);
+    const lossless = rest.rows.map((row) => ({ ...row, klNats: NaN, copyKlNats: NaN }));
+    const settings = { ...rest.settings, documents: [] };
+    const tasksOnly = renderReport({ evaluation: { ...rest, settings, rows: lossless }, date: new Date(0) });
+    assert.match(tasksOnly, /data-chart="task-needle"/u);
+    assert.doesNotMatch(tasksOnly, /NaN|nats a token|losses no worse|class="(lead|tiles)"/u);
   });
 
   it('shows codecs side by side: a line and a colour for each, and what one reaches at the losses of the other', async () => {

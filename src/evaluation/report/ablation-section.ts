@@ -19,7 +19,7 @@ import {
 import { isPlainKvtc } from './comparison.ts';
 import { textWidth } from './labels.ts';
 import { chartsHtml, sectionHtml, tableHtml } from './html.ts';
-import { nats, percent, times } from './words.ts';
+import { nats, percent, perplexity, times } from './words.ts';
 
 /** Empty when nothing was varied. */
 export function ablationSection(rows: readonly AblationRow[], floor: EvaluationRow): string {
@@ -38,7 +38,7 @@ export function ablationSection(rows: readonly AblationRow[], floor: EvaluationR
     nats(row.klNats),
     nats(row.copyKlNats),
     percent(row.top1Agreement),
-    row.perplexityRestored.toFixed(3),
+    perplexity(row.perplexityRestored),
     `${row.documents}`,
   ]);
   const heading = [

@@ -52,9 +52,16 @@ export function comparison(
   return { beaten: names(beaten), beating: names(beating), apart: names(apart) };
 }
 
+const OURS = /^(kvtc|wtc)\b/u;
+
 /** Rows of other codecs that store something. */
 export function rivalsOf(rows: readonly EvaluationRow[]): EvaluationRow[] {
-  return rows.filter((row) => !/^(kvtc|wtc)\b/u.test(row.treatment) && row.effectiveRatio !== null);
+  return rows.filter((row) => !OURS.test(row.treatment) && row.effectiveRatio !== null);
+}
+
+/** A row of a codec of ours with a setting changed. */
+export function isVariant(row: EvaluationRow): boolean {
+  return OURS.test(row.treatment) && !isPlainKvtc(row);
 }
 
 /** The row nearest the paper's 16x, of the published codec where it was measured; else the first row. */

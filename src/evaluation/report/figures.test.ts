@@ -9,7 +9,7 @@ import { breakEvenTokens, effectiveRatioAt, fitRestore, prefillMs } from './cost
 import { placeLabels, textWidth } from './labels.ts';
 import { comparison, conclusion, mainRow } from './comparison.ts';
 import { wilsonInterval } from './rate-charts.ts';
-import { nats, seconds, times } from './words.ts';
+import { nats, perplexity, seconds, times } from './words.ts';
 
 describe('restore times', () => {
   const prefill = [
@@ -113,6 +113,7 @@ describe('ticks and numbers', () => {
     assert.deepEqual([1e-5, 3e-6].map(shortNumber), ['10⁻⁵', '3·10⁻⁶']);
     assert.deepEqual([0, 0.0000173, 0.0123].map(nats), ['0.0000', '1.7·10⁻⁵', '0.0123']);
     assert.deepEqual([1.2345, 12.345, 123.45, null].map(times), ['1.23', '12.3', '123', '–']);
+    assert.deepEqual([20.6012, 113_710.302].map(perplexity), ['20.601', '113710']);
     assert.deepEqual([0.23, 56.1, 447, 12_345].map(seconds), [
       '0.23\u00a0ms',
       '56\u00a0ms',

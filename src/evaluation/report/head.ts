@@ -45,7 +45,7 @@ export function tilesHtml({ rows, closeUp }: Evaluation): string {
           },
         ];
   });
-  const equal = equalQuality(rows)
+  const equal = (Number.isFinite(main?.klNats) ? equalQuality(rows) : [])
     .filter(({ against, effectiveRatio }) => against === main && effectiveRatio.relation !== 'below')
     .map(({ series, against, effectiveRatio }) => ({
       figure: `${equalRatioText(effectiveRatio)}\u00d7`,

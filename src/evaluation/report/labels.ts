@@ -22,6 +22,13 @@ export interface PlacedLabel extends LabelledPoint {
   readonly leadY: number;
 }
 
+/** Of a label against its point. */
+interface Place {
+  readonly dx: number;
+  readonly dy: number;
+  readonly anchor: 'start' | 'middle' | 'end';
+}
+
 interface Box {
   readonly left: number;
   readonly right: number;
@@ -44,15 +51,16 @@ export function textWidth(text: string, fontSize: number): number {
 }
 
 /** Orders that are tried. */
-const TRIES = 12;
+const TRIES = 60;
 /** Places further off, each with a line to the point. */
-const LED = [22, 36, 50].flatMap((far) =>
-  [14, 32].flatMap((dx) =>
-    [-far, far].flatMap((dy) => [
-      { dx, dy, anchor: 'start' as const },
-      { dx: -dx, dy, anchor: 'end' as const },
+const LED: readonly Place[] = [22, 36, 50].flatMap((far) =>
+  [-far, far].flatMap((dy): Place[] => [
+    { dx: 0, dy, anchor: 'middle' },
+    ...[14, 32].flatMap((dx): Place[] => [
+      { dx, dy, anchor: 'start' },
+      { dx: -dx, dy, anchor: 'end' },
     ]),
-  ),
+  ]),
 );
 /** Room around a point. */
 const POINT = 5;
@@ -73,13 +81,10 @@ export function placeLabels(
   let best: PlacedLabel[] = [];
   let hard: LabelledPoint[] = [];
   for (let tries = 0; tries < TRIES; tries++) {
-    const placed = placeInOrder(
-      hard,
-      points.filter((point) => !hard.includes(point)),
-      frame,
-      obstacles,
-      fontSize,
-    );
+    // From another point each time: what is placed late goes without more often.
+    const turned = [...points.slice(tries % points.length), ...points.slice(0, tries % points.length)];
+    const others = turned.filter((point) => !hard.includes(point));
+    const placed = placeInOrder(hard, others, frame, obstacles, fontSize);
     if (worth(placed) > worth(best)) best = placed;
     const left = points.filter(
       (point) => !placed.some(({ x, y, label }) => x === point.x && y === point.y && label === point.label),
@@ -108,15 +113,15 @@ function placeInOrder(
   const taken: Box[] = [...hard, ...others, ...obstacles].map(around);
   const half = fontSize * 0.55;
   const gap = POINT + 2;
-  const beside = [
-    { dx: gap, dy: 0, anchor: 'start' as const },
-    { dx: -gap, dy: 0, anchor: 'end' as const },
-    { dx: 0, dy: -gap - half, anchor: 'middle' as const },
-    { dx: 0, dy: gap + half, anchor: 'middle' as const },
-    { dx: gap, dy: -half - 3, anchor: 'start' as const },
-    { dx: gap, dy: half + 3, anchor: 'start' as const },
-    { dx: -gap, dy: -half - 3, anchor: 'end' as const },
-    { dx: -gap, dy: half + 3, anchor: 'end' as const },
+  const beside: readonly Place[] = [
+    { dx: gap, dy: 0, anchor: 'start' },
+    { dx: -gap, dy: 0, anchor: 'end' },
+    { dx: 0, dy: -gap - half, anchor: 'middle' },
+    { dx: 0, dy: gap + half, anchor: 'middle' },
+    { dx: gap, dy: -half - 3, anchor: 'start' },
+    { dx: gap, dy: half + 3, anchor: 'start' },
+    { dx: -gap, dy: -half - 3, anchor: 'end' },
+    { dx: -gap, dy: half + 3, anchor: 'end' },
   ];
   const place = (point: LabelledPoint, led: boolean): PlacedLabel[] => {
     const width = textWidth(point.label, fontSize);

@@ -37,13 +37,13 @@ figcaption { margin-top: .4rem; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem .9rem; margin: .3rem 0 0; padding: 0; }
 .legend i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; vertical-align: -.05em; }
 .tiles { list-style: none; display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 1rem 1.6rem; margin: 1.6rem 0 0; padding: 0; }
-.tiles li { border-top: 2px solid var(--faint); padding-top: .5rem; color: var(--soft); font-size: .86rem; line-height: 1.4; }
+.tiles li { max-width: 22rem; border-top: 2px solid var(--faint); padding-top: .5rem; color: var(--soft); font-size: .86rem; line-height: 1.4; }
 .tiles b { display: block; color: var(--ink); font-size: 1.7rem; line-height: 1.2; font-weight: 650; letter-spacing: -.02em; margin-bottom: .15rem; }
 .grids { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 1rem 1.2rem; align-items: start; margin: .6rem 0 1.4rem; }
 .grids h3 { font-size: .86rem; font-weight: 500; }
 .scroll { overflow-x: auto; margin: .6rem 0 1rem; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .32rem .65rem .32rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th, td { padding: .32rem .6rem .32rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; white-space: normal; line-height: 1.25; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 tbody tr:last-child td { border-bottom: 0; }

@@ -56,7 +56,7 @@ export function renderReport(input: ReportInput): string {
     `<title>${escapeHtml(title)}</title><style>${PAGE_STYLE}</style></head><body><main>`,
     `<p class="eyebrow">kvtc evaluation, ${input.date.toISOString().slice(0, 10)}</p>`,
     `<h1>${escapeHtml(title)}</h1>`,
-    `<p class="lead">${escapeHtml(leadText(evaluation))}</p>`,
+    settings.documents.length === 0 ? '' : `<p class="lead">${escapeHtml(leadText(evaluation))}</p>`,
     tilesHtml(evaluation),
     ...sections,
     '</main></body></html>',

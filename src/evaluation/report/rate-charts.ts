@@ -20,10 +20,10 @@ import {
   shortNumber,
 } from './chart.ts';
 import type { Measure, Rate, RatePoint } from './comparison.ts';
-import { conclusion, isPlainKvtc, pointsOf, rivalsOf } from './comparison.ts';
+import { conclusion, isPlainKvtc, isVariant, pointsOf, rivalsOf } from './comparison.ts';
 import type { PlacedLabel } from './labels.ts';
 import { placeLabels } from './labels.ts';
-import { list } from './words.ts';
+import { list, times } from './words.ts';
 
 /** Taller than other charts: labels need the room. */
 const HEIGHT = 320;
@@ -89,9 +89,7 @@ export function rateChart(
 
 function legendOf(points: readonly RatePoint[]): { colour: string; label: string }[] {
   const rows = points.map(({ row }) => row);
-  const rivals = rivalsOf(rows);
-  const variants = rows.some((row) => !isPlainKvtc(row) && !rivals.includes(row));
-  const others = [...(variants ? ['variants'] : []), ...(rivals.length > 0 ? ['rivals'] : [])];
+  const others = [...(rows.some(isVariant) ? ['variants'] : []), ...(rivalsOf(rows).length > 0 ? ['rivals'] : [])];
   return [
     ...seriesNames(rows).map((label, i) => ({ label, colour: seriesColour(i) })),
     ...(others.length > 0 ? [{ label: list(others), colour: RIVAL_COLOUR }] : []),
@@ -127,8 +125,23 @@ export function taskChart(task: string, rows: readonly EvaluationRow[]): Figure 
     },
   );
   const figures = points[0]?.row.tasks?.[task];
-  const caption = `Share of the ${figures?.exactCorrect} answers that the exact cache gives, of ${figures?.questions} questions. Up and right is better. Whiskers: what so few answers leave open (95\u00a0% interval).`;
+  const caption = `Share of the ${figures?.exactCorrect} answers that the exact cache gives, of ${figures?.questions} questions. Up and right is better.${keptText(task, rows)} Whiskers: what so few answers leave open (95\u00a0% interval).`;
   return { id: `task-${task}`, title: TASK_TITLES[task] ?? task, svg, caption, legend: legendOf(points) };
+}
+
+/** Up to which size each codec keeps every answer. */
+function keptText(task: string, rows: readonly EvaluationRow[]): string {
+  const sentences = seriesNames(rows).map((name) => {
+    const own = rows
+      .filter((row) => seriesOf(row) === name && row.effectiveRatio !== null)
+      .toSorted((a, b) => (a.effectiveRatio ?? 0) - (b.effectiveRatio ?? 0));
+    const lost = own.findIndex((row) => row.tasks?.[task]?.accuracy !== 1);
+    const last = lost < 0 ? own.at(-1) : own[lost - 1];
+    return last === undefined
+      ? `${name} loses some at every ratio`
+      : `${name} keeps all up to ${last.ratio}x (${times(last.effectiveRatio)} times smaller)`;
+  });
+  return sentences.length === 0 ? '' : ` ${list(sentences)}.`;
 }
 
 /** Wilson's 95 % interval of the share of answers kept, for the lines' points. */

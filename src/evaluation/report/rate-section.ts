@@ -6,10 +6,10 @@ import type { Evaluation } from '../evaluate.ts';
 import { seriesNames } from '../series.ts';
 import type { EvaluationRow, OutputFigures } from '../summary.ts';
 import { wholeNumber } from './chart.ts';
-import { comparison, mainRow, rivalsOf } from './comparison.ts';
+import { comparison, isVariant, mainRow, rivalsOf } from './comparison.ts';
 import { chartsHtml, detailsHtml, sectionHtml, tableHtml } from './html.ts';
 import { rateChart } from './rate-charts.ts';
-import { nats, percent, seconds, times } from './words.ts';
+import { nats, percent, perplexity, seconds, times } from './words.ts';
 
 /** Rate against loss, and every number of the table. */
 export function rateSection({ rows, floor, settings }: Evaluation): string {
@@ -28,8 +28,13 @@ export function rateSection({ rows, floor, settings }: Evaluation): string {
   const charts = chartsHtml([
     rateChart('rate-kl', rows, floor, 'klNats', 'effectiveRatio'),
     rateChart('rate-copy-kl', rows, floor, 'copyKlNats', 'effectiveRatio'),
-    rateChart('paper-rate-kl', rows, floor, 'klNats', 'paperRatio'),
-    rateChart('paper-rate-copy-kl', rows, floor, 'copyKlNats', 'paperRatio'),
+    // Variants of one ratio would lie on top of each other by the paper's count.
+    ...(rows.some(isVariant)
+      ? []
+      : [
+          rateChart('paper-rate-kl', rows, floor, 'klNats', 'paperRatio'),
+          rateChart('paper-rate-copy-kl', rows, floor, 'copyKlNats', 'paperRatio'),
+        ]),
   ]);
   return sectionHtml(
     'quality',
@@ -99,8 +104,8 @@ function figuresOf(row: OutputFigures): string[] {
     nats(row.klNats),
     nats(row.copyKlNats),
     percent(row.top1Agreement),
-    row.perplexityExact.toFixed(3),
-    row.perplexityRestored.toFixed(3),
+    perplexity(row.perplexityExact),
+    perplexity(row.perplexityRestored),
     percent(row.copyAccuracyExact, 1),
     percent(row.copyAccuracyRestored, 1),
   ];

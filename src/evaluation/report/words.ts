@@ -20,6 +20,11 @@ export function percent(share: number, digits = 2): string {
   return `${(100 * share).toFixed(digits)}\u00a0%`;
 }
 
+/** 20.6012 → `20.601`; past a thousand nothing after the point says anything. */
+export function perplexity(value: number): string {
+  return value < 1000 ? value.toFixed(3) : `${Math.round(value)}`;
+}
+
 /** Three digits: `6.76`, `17.6`, `128`. */
 export function times(ratio: number | null): string {
   return ratio === null ? '–' : ratio.toFixed(Math.max(0, 2 - Math.floor(Math.log10(Math.max(1, ratio)))));
