@@ -148,6 +148,18 @@ describe('the report page', () => {
     const settings = { ...rest.settings, documents: [] };
     const tasksOnly = renderReport({ evaluation: { ...rest, settings, rows: lossless }, date: new Date(0) });
     assert.match(tasksOnly, /data-chart="task-needle"/u);
+    assert.match(tasksOnly, /Where needle loses answers/u);
+    const kept = lossless.map((row) => ({
+      ...row,
+      tasks: Object.fromEntries(
+        Object.entries(row.tasks ?? {}).map(([name, figures]) => [
+          name,
+          { ...figures, correct: figures.exactCorrect, accuracy: 1 },
+        ]),
+      ),
+    }));
+    const nothingLost = renderReport({ evaluation: { ...rest, settings, rows: kept }, date: new Date(0) });
+    assert.match(nothingLost, /loses none of \d+ answers on needle<.*needle: no answer is lost/su);
     assert.doesNotMatch(tasksOnly, /NaN|nats a token|losses no worse|class="(lead|tiles)"/u);
   });
 

@@ -67,6 +67,10 @@ describe('equalQuality', () => {
     assert.deepEqual(found([18, 17, 17, 17], 17), { relation: 'atLeast', ratio: 64 });
     assert.deepEqual(found([16, 18, 18, 18], 17), { relation: 'below', ratio: 8 });
     assert.equal(equalQuality([...paper, ...wtc])[0]?.retrievalRatio, null);
+    const unknown = [...paper, ...wtc].map(
+      (one) => ({ ...one, tasks: { kv: { questions: 20, exactCorrect: 0, correct: 0 } } }) as unknown as EvaluationRow,
+    );
+    assert.equal(equalQuality(unknown)[0]?.retrievalRatio, null);
   });
 
   it('is written with its bound', () => {

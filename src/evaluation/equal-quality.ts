@@ -22,7 +22,7 @@ export interface EqualQuality {
   readonly effectiveRatio: ReadRatio;
   /**
    * By the paper's count, the largest measured ratio up to which no fewer answers of the retrieval task are kept; never
-   * read between rows, since answers are few. Null where that task was not run.
+   * read between rows, since answers are few. Null where that task was not run, or the exact cache answers none of it.
    */
   readonly retrievalRatio: ReadRatio | null;
 }
@@ -53,8 +53,9 @@ function ratioNoWorse(rows: readonly EvaluationRow[], against: EvaluationRow, ra
 }
 
 function retrievalNoWorse(rows: readonly EvaluationRow[], against: EvaluationRow): ReadRatio | null {
-  const wanted = against.tasks?.[RETRIEVAL]?.correct;
-  if (wanted === undefined) return null;
+  const figures = against.tasks?.[RETRIEVAL];
+  if (figures === undefined || figures.exactCorrect === 0) return null;
+  const wanted = figures.correct;
   const measured = rows
     .flatMap(({ paperRatio, tasks }) => {
       const kept = tasks?.[RETRIEVAL]?.correct;

@@ -3,6 +3,7 @@
 
 import type { Evaluation } from '../evaluate.ts';
 import type { EvaluationRow } from '../summary.ts';
+import { wholeNumber } from './chart.ts';
 import { chartsHtml, detailsHtml, escapeHtml, legendHtml, sectionHtml, tableHtml } from './html.ts';
 import { GRID_LEGEND, hasGrid, needleChart } from './needle-charts.ts';
 import { isPlainKvtc } from './comparison.ts';
@@ -60,7 +61,7 @@ function gridsHtml(task: string, rows: readonly EvaluationRow[]): string {
       : 'Answers kept where answers are lost: across, tokens of the prefix; down, how deep in it the fact stands. A dash: the exact cache does not know the answer. ') +
     (keeps.length === 0 ? '' : `Every answer is kept by ${list(keeps)}.`);
   return (
-    `<h3 class="task">Where ${escapeHtml(task)} loses answers</h3><p class="note">${escapeHtml(words)}</p>` +
+    `<h3 class="task">${escapeHtml(grids.length === 0 ? `${task}: no answer is lost` : `Where ${task} loses answers`)}</h3><p class="note">${escapeHtml(words)}</p>` +
     (grids.length === 0 ? '' : legendHtml(GRID_LEGEND) + chartsHtml(grids, 'grids'))
   );
 }
@@ -75,9 +76,12 @@ function titleOf(rows: readonly EvaluationRow[], tasks: readonly string[]): stri
     .filter(isPlainKvtc)
     .filter(kept)
     .toSorted((a, b) => (b.effectiveRatio ?? 0) - (a.effectiveRatio ?? 0))[0];
+  const answered = tasks.filter((task) => (rows[0]?.tasks?.[task]?.exactCorrect ?? 0) > 0);
+  const answers = answered.reduce((sum, task) => sum + (rows[0]?.tasks?.[task]?.exactCorrect ?? 0), 0);
+  if (answers === 0) return 'The exact cache answers nothing';
   return best === undefined
     ? 'Every ratio loses some answers'
-    : `Up to ${best.treatment} no answer is lost on ${tasks.length === 1 ? list(tasks) : `${tasks.length} tasks`}`;
+    : `${best.treatment} loses none of ${wholeNumber(answers)} answers on ${answered.length < 3 ? list(answered) : `${answered.length} tasks`}`;
 }
 
 function tasksTable(rows: readonly EvaluationRow[]): string {
