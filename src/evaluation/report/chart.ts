@@ -91,9 +91,15 @@ export function decades([low, high]: readonly [number, number]): number[] {
   return threes.length >= 3 ? threes : ticks([1, 2, 5]);
 }
 
-/** Powers of two within a domain; give the scale `base: 2`, or Plot leaves some of their labels out. */
+/** Powers of two within a domain, quarters between them where there are fewer than three; give the scale `base: 2`, or Plot leaves some of their labels out. */
 export function octaves([low, high]: readonly [number, number]): number[] {
-  const found: number[] = [];
-  for (let tick = 2 ** Math.ceil(Math.log2(low)); tick <= high; tick *= 2) found.push(tick);
-  return found;
+  const ticks = (factors: readonly number[]): number[] => {
+    const found: number[] = [];
+    for (let power = 2 ** Math.floor(Math.log2(low)); power <= high; power *= 2) {
+      found.push(...factors.map((factor) => factor * power).filter((tick) => tick >= low && tick <= high));
+    }
+    return found;
+  };
+  const powers = ticks([1]);
+  return powers.length >= 3 ? powers : ticks(powers.length === 2 ? [1, 1.5] : [1, 1.25, 1.5, 1.75]);
 }

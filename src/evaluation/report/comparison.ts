@@ -99,7 +99,7 @@ export function conclusion(rows: readonly EvaluationRow[], measure: Measure, rat
     ...codecs,
     rivals === 0
       ? ''
-      : `${beaten.length} of ${rivals} rivals are larger and further from exact than a point of a line.`,
+      : `Of ${rivals} ${rivals === 1 ? 'rival' : 'rivals'}, ${beaten.length} ${beaten.length === 1 ? 'is' : 'are'} larger and further from exact than a point of a line.`,
     beating.length === 0 ? '' : `Smaller and closer than such a point: ${list(beating)}.`,
   ]
     .filter((sentence) => sentence !== '')

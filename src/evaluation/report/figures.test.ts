@@ -109,6 +109,8 @@ describe('ticks and numbers', () => {
     assert.deepEqual(decades([0.00003, 0.2]), [0.0001, 0.001, 0.01, 0.1]);
     assert.deepEqual(decades([0.02, 2]), [0.03, 0.1, 0.3, 1]);
     assert.deepEqual(octaves([1.5, 70]), [2, 4, 8, 16, 32, 64]);
+    assert.deepEqual(octaves([2.2, 5.4]), [2.5, 3, 3.5, 4, 5]);
+    assert.deepEqual(octaves([7, 20]), [8, 12, 16]);
     assert.deepEqual([0, 0.0123, 4.81, 480.2, 12345.6].map(shortNumber), ['0', '0.012', '4.8', '480', '12\u202f346']);
     assert.deepEqual([1e-5, 3e-6].map(shortNumber), ['10⁻⁵', '3·10⁻⁶']);
     assert.deepEqual([0, 0.0000173, 0.0123].map(nats), ['0.0000', '1.7·10⁻⁵', '0.0123']);
@@ -157,7 +159,7 @@ describe('comparison', () => {
     const wtc = [row('wtc 8x', 14, 0.003), row('wtc 16x', 28, 0.03)].map((one) => ({ ...one, series: 'wtc' }));
     assert.equal(
       conclusion([...rows, ...wtc], 'klNats', 'effectiveRatio'),
-      'At the loss of kvtc 8x, wtc is 2 times smaller still. 1 of 3 rivals are larger and further from exact than a point of a line. Smaller and closer than such a point: better.',
+      'At the loss of kvtc 8x, wtc is 2 times smaller still. Of 3 rivals, 1 is larger and further from exact than a point of a line. Smaller and closer than such a point: better.',
     );
     const far = wtc.map((one) => ({ ...one, klNats: 1 }));
     assert.match(
