@@ -33,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--json", action="store_true", help="one JSON object on stdout, no progress")
     sensitivity.add_argument("--prefix", type=int, default=3072, help="tokens whose cache is differentiated")
     sensitivity.add_argument("--continuation", type=int, default=1024, help="half natural, half copied")
+    sensitivity.add_argument(
+        "--copy-weight", type=float, default=1.0, help="what a copied token counts for, a natural one being 1 (default 1)"
+    )
     sensitivity.add_argument("--draws", type=int, default=2)
     sensitivity.add_argument("--seed", type=int, default=11)
     sensitivity.add_argument("--window", type=int, default=128, help="last tokens of the prefix left out")
@@ -64,6 +67,7 @@ def run(arguments: argparse.Namespace) -> dict[str, object]:
             sinks=arguments.sinks,
             window=arguments.window,
             device=arguments.device,
+            copyWeight=arguments.copy_weight,
         )
         settings.check()
     for name in ("documents_count", "threads", "document_tokens"):

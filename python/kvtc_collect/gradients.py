@@ -83,11 +83,13 @@ def sample_targets(log_probabilities: torch.Tensor, uniforms: torch.Tensor) -> t
     return torch.cat(drawn)
 
 
-def sampled_gradients(model: Any, rows: Rows, continuation: torch.Tensor, uniforms: torch.Tensor) -> Iterator[Rows]:
-    """For each row of f64[draws, n]: the gradient of the summed log probability of the tokens drawn.
+def sampled_gradients(
+    model: Any, rows: Rows, continuation: torch.Tensor, uniforms: torch.Tensor, weights: torch.Tensor
+) -> Iterator[Rows]:
+    """For each row of f64[draws, n]: the gradient of the log probabilities of the tokens drawn, summed by f32[n] weights.
 
     Each position's token is drawn from the model's own distribution; their gradients' outer product is an unbiased
-    estimate of the Fisher information of the cached values. The prefix's cache is held fixed: no gradient flows from
+    estimate of the Fisher information of the cached values, in which a position counts by its weight squared. The prefix's cache is held fixed: no gradient flows from
     one cached row to another.
     """
     leaves = Rows(rows.keys.detach().requires_grad_(True), rows.values.detach().requires_grad_(True))
@@ -95,6 +97,6 @@ def sampled_gradients(model: Any, rows: Rows, continuation: torch.Tensor, unifor
         log_probabilities = continuation_log_probabilities(model, leaves, continuation)
         for draw, uniform in enumerate(uniforms):
             targets = sample_targets(log_probabilities, uniform)
-            total = log_probabilities.gather(1, targets[:, None]).sum()
+            total = (log_probabilities.gather(1, targets[:, None])[:, 0] * weights.to(log_probabilities.device)).sum()
             last = draw == len(uniforms) - 1
             yield Rows(*torch.autograd.grad(total, (leaves.keys, leaves.values), retain_graph=not last))

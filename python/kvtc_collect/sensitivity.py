@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import shutil
 from collections.abc import Callable
@@ -48,11 +49,18 @@ class Settings:
     sinks: int
     window: int
     device: str
+    copyWeight: float = 1.0
 
     @property
     def copy_tokens(self) -> int:
         """Tokens of the continuation that repeat a passage of the prefix."""
         return self.continuationTokens // 2
+
+    def position_weights(self) -> torch.Tensor:
+        """f32[continuationTokens]: by their squares a copied token counts copyWeight times a natural one."""
+        weights = torch.ones(self.continuationTokens)
+        weights[self.natural_tokens :] = math.sqrt(self.copyWeight)
+        return weights
 
     @property
     def natural_tokens(self) -> int:
@@ -67,6 +75,10 @@ class Settings:
     def check(self) -> None:
         """Raises KVTC_OPTION_INVALID."""
         room = self.prefixTokens - self.copy_tokens - 2 * COPY_MARGIN
+        if not (math.isfinite(self.copyWeight) and self.copyWeight >= 0):
+            raise CollectError(
+                "KVTC_OPTION_INVALID", f"copy weight {self.copyWeight}: expected a number of at least 0"
+            )
         if min(self.draws, self.continuationTokens - 1, room + 1, self.prefixTokens - self.sinks - self.window) < 1:
             raise CollectError(
                 "KVTC_OPTION_INVALID",
@@ -119,7 +131,7 @@ def measure_document(
     measured = slice(settings.sinks, settings.prefixTokens - settings.window)
     sums: dict[str, torch.Tensor] = {}
     gradients: dict[str, list[torch.Tensor]] = {stream: [] for stream in STREAMS}
-    for gradient in sampled_gradients(model, rows, continuation, uniforms):
+    for gradient in sampled_gradients(model, rows, continuation, uniforms, settings.position_weights()):
         streams = {"key": gradient.keys[..., key_order], "value": gradient.values}
         for stream, tensor in streams.items():
             heads = tensor[:, measured].transpose(1, 2).flatten(0, 1)  # [layers·kvHeads, tokens, D]

@@ -39,8 +39,10 @@ from . import tiny_gguf as tiny
 SETTINGS = Settings(prefixTokens=48, continuationTokens=16, draws=2, seed=11, sinks=4, window=8, device="cpu")
 
 
-def slope(model: Any, rows: Rows, direction: Rows, continuation: torch.Tensor, targets: torch.Tensor) -> float:
-    """Derivative of the targets' log probability along a direction, by finite differences.
+def slope(
+    model: Any, rows: Rows, direction: Rows, continuation: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+) -> float:
+    """Derivative of the targets' weighted log probability along a direction, by finite differences.
 
     The models' norms compute in f32, so steps cannot be tiny; two sizes cancel the cubic term.
     """
@@ -49,7 +51,7 @@ def slope(model: Any, rows: Rows, direction: Rows, continuation: torch.Tensor, t
         moved = Rows(rows.keys + size * direction.keys, rows.values + size * direction.values)
         with torch.no_grad():
             found = continuation_log_probabilities(model, moved, continuation)
-        return float(found.gather(1, targets[:, None]).sum())
+        return float((found.gather(1, targets[:, None])[:, 0] * weights).sum())
 
     near, far = ((total(size) - total(-size)) / (2 * size) for size in (0.01, 0.02))
     return (4 * near - far) / 3
@@ -121,7 +123,9 @@ class CollectTests(unittest.TestCase):
             document = self.documents(1)[0]
             continuation, uniforms = continuation_of(document, 0, SETTINGS)
             rows = prefix_rows(model, document[:48].long())
-            gradients = list(sampled_gradients(model, rows, continuation, uniforms))
+            weights = replace(SETTINGS, copyWeight=0.25).position_weights()
+            self.assertEqual(weights.tolist(), [1.0] * 8 + [0.5] * 8)
+            gradients = list(sampled_gradients(model, rows, continuation, uniforms, weights))
             with torch.no_grad():
                 targets = [
                     sample_targets(continuation_log_probabilities(model, rows, continuation), u) for u in uniforms
@@ -134,12 +138,12 @@ class CollectTests(unittest.TestCase):
                 # Along the gradient itself the slope is its length; along any other direction, its share.
                 for keys, values in ((gradient.keys, zero), (zero, gradient.values)):
                     length = float(torch.cat([keys, values]).norm())
-                    found = slope(model, rows, Rows(keys / length, values / length), continuation, drawn)
+                    found = slope(model, rows, Rows(keys / length, values / length), continuation, drawn, weights)
                     self.assertGreater(length, 1e-3)
                     self.assertAlmostEqual(found / length, 1, delta=1e-3, msg=architecture)
                 aside = Rows(*(torch.randn(rows.keys.shape, generator=random, dtype=torch.float64) for _ in range(2)))
                 predicted = float((gradient.keys * aside.keys + gradient.values * aside.values).sum())
-                found = slope(model, rows, aside, continuation, drawn)
+                found = slope(model, rows, aside, continuation, drawn, weights)
                 self.assertAlmostEqual(found / predicted, 1, delta=1e-3, msg=architecture)
 
     def test_metrics_are_symmetric_positive_and_normalise_the_importances(self) -> None:
