@@ -11,8 +11,12 @@ import type { HeadMetric } from '../profile/profile.ts';
  */
 const LEADING = 256;
 
+/** Rows computed at a time: a product for every head each time is dear for few rows. 15 MB where p is 7 168. */
+const BLOCK_ROWS = 512;
+
 /**
- * Hands `use` the analysis of `synthesis` [rank, p] as a source that computes rows when read, valid until `use` ends.
+ * Hands `use` the analysis of `synthesis` [rank, p] as a source that computes rows when read, valid until `use` ends. Read
+ * it from front to back, one read at a time.
  * Throws KVTC_BACKEND_FAILED and what `use` throws.
  */
 export async function withDerivedAnalysis<T>(
@@ -44,19 +48,36 @@ export async function withDerivedAnalysis<T>(
     await synthesis.read(0, leading, first);
     const leadingSynthesis = await prepare(first, leading, width);
     const leadingAnalysis = await prepare(transpose(await weighted(0, leading), leading, width), width, leading);
+    const dual = async (startRow: number, endRow: number): Promise<Float32Array> => {
+      const count = endRow - startRow;
+      const analysis = await weighted(startRow, endRow);
+      const overlap = new Float32Array(count * leading);
+      await leadingSynthesis.multiply(analysis, count, overlap);
+      for (let row = startRow; row < Math.min(endRow, leading); row++) overlap[(row - startRow) * leading + row]! -= 1;
+      const leaked = new Float32Array(count * width);
+      await leadingAnalysis.multiply(overlap, count, leaked);
+      for (let i = 0; i < analysis.length; i++) analysis[i]! -= leaked[i]!;
+      return analysis;
+    };
+    let block: { startRow: number; endRow: number; values: Float32Array } = {
+      startRow: 0,
+      endRow: 0,
+      values: new Float32Array(0),
+    };
     return await use({
       rows: rank,
       columns: width,
       read: async (startRow, endRow, out) => {
-        const count = endRow - startRow;
-        const analysis = await weighted(startRow, endRow);
-        const overlap = new Float32Array(count * leading);
-        await leadingSynthesis.multiply(analysis, count, overlap);
-        for (let row = startRow; row < Math.min(endRow, leading); row++)
-          overlap[(row - startRow) * leading + row]! -= 1;
-        const leaked = new Float32Array(count * width);
-        await leadingAnalysis.multiply(overlap, count, leaked);
-        for (let i = 0; i < analysis.length; i++) out[i] = analysis[i]! - leaked[i]!;
+        for (let row = startRow; row < endRow;) {
+          if (row < block.startRow || row >= block.endRow) {
+            const end = Math.min(rank, row + BLOCK_ROWS);
+            block = { startRow: row, endRow: end, values: await dual(row, end) };
+          }
+          const end = Math.min(endRow, block.endRow);
+          const part = block.values.subarray((row - block.startRow) * width, (end - block.startRow) * width);
+          out.set(part, (row - startRow) * width);
+          row = end;
+        }
       },
     });
   } finally {
