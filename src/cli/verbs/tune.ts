@@ -23,7 +23,7 @@ export const verb: Verb = {
       },
     },
     details: [
-      'kvtc calibrate does it at its end; do it again with prompts of your own, or with more documents.',
+      'kvtc calibrate --tune does it at its end; do it again with prompts of your own, or with more documents.',
       'Settings are coded to the same bytes and judged by KL and by KL while copying, of which neither may get 5 % worse.',
       'What was tried is kept in the profile. With new steps it loses its measured quality: measure that again',
       '(kvtc verify --quality). Containers coded before decode as before.',
