@@ -6,8 +6,8 @@ import { denseMatrix, transpose, triangleSize } from '../linalg/dense.ts';
 import type { HeadMetric } from '../profile/profile.ts';
 
 /**
- * Rounding S to 8 bits lets large coefficients leak into small ones. So many leading components hold nearly all energy;
- * taking their leakage out costs a few products of this rank.
+ * Rounding S to 8 bits lets large coefficients leak into small ones: uncorrected, SmolLM2 at 16x has a KL of 2.0 instead of
+ * 0.0014. So many leading components hold nearly all energy; four times as many, or repeating it, changes nothing.
  */
 const LEADING = 256;
 
