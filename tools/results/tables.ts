@@ -222,7 +222,9 @@ function ablationText(
 }
 
 function runText({ file, result }: NamedResult<Evaluation>): string {
-  const { settings, machine, elapsedMs, command, commit } = result;
+  const { settings, machine, elapsedMs, engineMs, command, commit } = result;
+  // All of it from the run file: the time says nothing.
+  const time = engineMs === 0 ? 'measured before' : `${(elapsedMs / 60_000).toFixed(1)} minutes`;
   const kinds = new Map<string, number>();
   for (const { kind } of settings.documents) kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
   const documents = [...kinds].map(([kind, count]) => `${count} of ${kind}`).join(', ');
@@ -232,7 +234,7 @@ function runText({ file, result }: NamedResult<Evaluation>): string {
     .join(', ');
   return [
     `${settings.documents.length} documents (${documents}) of ${settings.prefixTokens} + ${settings.continuationTokens} tokens, ${exactTokensText(result)}; ${profiles}, model \`${settings.modelFingerprint.slice(0, 12)}\`.`,
-    `${machine.processor}, ${machine.threads} threads, llama.cpp ${machine.engine}, Node ${machine.node}; ${(elapsedMs / 60_000).toFixed(1)} minutes at commit \`${(commit ?? 'not recorded').slice(0, 12)}\`: \`${command ?? 'not recorded'}\` (\`${file}\`).\n`,
+    `${machine.processor}, ${machine.threads} threads, llama.cpp ${machine.engine}, Node ${machine.node}; ${time}, at commit \`${(commit ?? 'not recorded').slice(0, 12)}\`: \`${command ?? 'not recorded'}\` (\`${file}\`).\n`,
   ].join('\n');
 }
 
