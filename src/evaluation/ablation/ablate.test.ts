@@ -35,6 +35,7 @@ before(async () => {
     model: modelPath,
     texts: calibrationTexts,
     output: profilePath,
+    codec: 'paper',
     tokens: 6000,
     documentTokens: 512,
     rank: 96,
