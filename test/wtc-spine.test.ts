@@ -10,7 +10,6 @@ import type { ErrorCode } from '../src/base/errors.ts';
 import { isKvtcError } from '../src/base/errors.ts';
 import { STREAMS } from '../src/base/geometry.ts';
 import { f16ToF32 } from '../src/base/half.ts';
-import { seededRandom } from '../src/base/random.ts';
 import { calibrate } from '../src/cache/calibrate.ts';
 import { createChunkDecoder, ranksInUse } from '../src/cache/chunk-coder.ts';
 import type { Coder } from '../src/cache/coder.ts';
@@ -21,7 +20,6 @@ import { inspect } from '../src/cache/inspect.ts';
 import { floatPool } from '../src/cache/pipeline.ts';
 import { restoreLayers } from '../src/cache/restore.ts';
 import { openTransforms } from '../src/cache/transforms.ts';
-import type { Sensitivity } from '../src/calibration/sensitivity-file.ts';
 import { readSensitivity, writeSensitivity } from '../src/calibration/sensitivity-file.ts';
 import { canonicalJson } from '../src/container/canonical-json.ts';
 import { SectionKind } from '../src/container/format.ts';
@@ -33,8 +31,9 @@ import { gatherRows, parseState, rowBytesOf } from '../src/engines/llama/state.t
 import { openReferenceBackend } from '../src/linalg/reference.ts';
 import { openProfile, verifyProfile } from '../src/profile/open-profile.ts';
 import { replaceSection } from './container-surgery.ts';
+import { madeUpSensitivity } from './made-up-sensitivity.ts';
 import type { TinyWorld } from './tiny-world.ts';
-import { makeTinyWorld, prefilledState, tinyCalibration, tinyText } from './tiny-world.ts';
+import { makeTinyWorld, prefilledState, tinyCalibration } from './tiny-world.ts';
 
 const TOKENS = 700;
 const decoder = join(import.meta.dirname, '..', 'reference', 'decode.py');
@@ -70,43 +69,6 @@ before(async () => {
     });
   }
 });
-
-/** Heads that matter more and more, and tokens whose importance is their id's. */
-function madeUpSensitivity(
-  model: { readonly architecture: string; readonly name: string; readonly geometry: Sensitivity['model']['geometry'] },
-  tokenize: (text: string) => Int32Array,
-): Sensitivity {
-  const { geometry } = model;
-  const heads = geometry.layers * geometry.kvHeads;
-  const random = seededRandom(5);
-  const metric = (dim: number): Sensitivity['metrics']['key'] => {
-    const blocks = new Float32Array(heads * dim * dim);
-    for (let h = 0; h < heads; h++) {
-      for (let d = 0; d < dim; d++) blocks[(h * dim + d) * dim + d] = (h + 1) * (0.5 + random.uniform());
-    }
-    return { heads, headDim: dim, blocks };
-  };
-  const documentTokens = 512;
-  const documents = 12;
-  const ids = new Int32Array(documents * documentTokens);
-  const importance = new Float32Array(ids.length).fill(NaN);
-  for (let d = 0; d < documents; d++) {
-    const document = tokenize(tinyText(documentTokens, 40 + d)).subarray(0, documentTokens);
-    assert.equal(document.length, documentTokens);
-    ids.set(document, d * documentTokens);
-    for (let t = 4; t < documentTokens - 16; t++) {
-      importance[d * documentTokens + t] = 2 ** (3 * Math.sin((document[t] as number) * 1.7));
-    }
-  }
-  return {
-    method: 'forward',
-    producer: 'test',
-    model: { architecture: model.architecture, name: model.name, fingerprint: null, geometry },
-    settings: {},
-    metrics: { key: metric(geometry.keyHeadDim), value: metric(geometry.valueHeadDim) },
-    importance: { tokens: ids, documents, documentTokens, key: importance, value: importance.slice() },
-  };
-}
 
 function rowsOf(bytes: Uint8Array, stream: 'key' | 'value', startToken: number, endToken: number): Uint8Array {
   const view = parseState(bytes);

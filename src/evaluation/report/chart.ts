@@ -60,6 +60,23 @@ export function drawChart(label: string, options: Plot.PlotOptions): string {
   return svg.outerHTML.replace('<svg ', '<svg role="img" ').replace(/<style>.*?<\/style>/su, '');
 }
 
+/** Names a line a ratio at its right end. */
+export function ratioLabels(
+  ends: readonly { readonly ratio: number }[],
+  x: Plot.ChannelValue,
+  y: string,
+): Plot.Markish {
+  return Plot.text(ends, {
+    x,
+    y,
+    text: ({ ratio }: { readonly ratio: number }) => `${ratio}x`,
+    textAnchor: 'start',
+    dx: 6,
+    fill: INK,
+    fontSize: FONT_SIZE - 1,
+  });
+}
+
 /** 0.0123 → `0.012`, 480.2 → `480`, 12345 → `12 345`, 0.00001 → `10⁻⁵`: two digits, or all of a whole part. */
 export function shortNumber(value: number): string {
   if (value === 0) return '0';

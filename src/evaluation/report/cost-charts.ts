@@ -14,6 +14,7 @@ import {
   decades,
   drawChart,
   octaves,
+  ratioLabels,
   shortNumber,
   wholeNumber,
 } from './chart.ts';
@@ -146,15 +147,7 @@ export function lengthChart({ ratios, document, times }: CloseUp): Figure {
         title: (one: RatioCloseUp) =>
           `${one.ratio}x at ${document.tokens} tokens: ${one.effectiveRatio.toFixed(2)} times smaller`,
       }),
-      Plot.text(ends, {
-        x: 'tokens',
-        y: 'smaller',
-        text: ({ ratio }: (typeof ends)[number]) => `${ratio}x`,
-        textAnchor: 'start',
-        dx: 6,
-        fill: INK,
-        fontSize: FONT_SIZE - 1,
-      }),
+      ratioLabels(ends, 'tokens', 'smaller'),
     ],
   });
   return {

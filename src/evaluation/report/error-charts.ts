@@ -3,7 +3,7 @@
 import type { StreamKind } from '../../base/geometry.ts';
 import type { RatioCloseUp } from '../close-up.ts';
 import type { Figure } from './chart.ts';
-import { BAND, CHART_HEIGHT, FONT_SIZE, HEAT, INK, Plot, drawChart, shortNumber } from './chart.ts';
+import { BAND, CHART_HEIGHT, FONT_SIZE, HEAT, INK, Plot, drawChart, ratioLabels, shortNumber } from './chart.ts';
 
 const STREAM_NAMES: Readonly<Record<StreamKind, string>> = { key: 'keys', value: 'values' };
 
@@ -128,15 +128,7 @@ export function positionChart(ratios: readonly RatioCloseUp[], stream: StreamKin
         strokeWidth: 1.6,
         curve: 'step',
       }),
-      Plot.text(labels, {
-        x: () => longest,
-        y: 'error',
-        text: ({ ratio }: (typeof labels)[number]) => `${ratio}x`,
-        textAnchor: 'start',
-        dx: 6,
-        fill: INK,
-        fontSize: FONT_SIZE - 1,
-      }),
+      ratioLabels(labels, () => longest, 'error'),
     ],
   });
   return {
