@@ -3,9 +3,10 @@
 import assert from 'node:assert/strict';
 import { seededRandom } from '../src/base/random.ts';
 import type { Sensitivity } from '../src/calibration/sensitivity-file.ts';
+import { recencyAt } from '../src/calibration/token-steps.ts';
 import { tinyText } from './tiny-world.ts';
 
-/** Heads that matter more and more, and tokens whose importance is their id's. */
+/** Heads that matter more and more, and tokens whose importance is their id's and the larger the nearer they are to the end. */
 export function madeUpSensitivity(
   model: { readonly architecture: string; readonly name: string; readonly geometry: Sensitivity['model']['geometry'] },
   tokenize: (text: string) => Int32Array,
@@ -29,7 +30,8 @@ export function madeUpSensitivity(
     assert.equal(document.length, documentTokens);
     ids.set(document, d * documentTokens);
     for (let t = 4; t < documentTokens - 16; t++) {
-      importance[d * documentTokens + t] = 2 ** (3 * Math.sin((document[t] as number) * 1.7));
+      importance[d * documentTokens + t] =
+        2 ** (3 * Math.sin((document[t] as number) * 1.7) + recencyAt(t, documentTokens));
     }
   }
   return {
@@ -38,6 +40,13 @@ export function madeUpSensitivity(
     model: { architecture: model.architecture, name: model.name, fingerprint: null, geometry },
     settings: {},
     metrics: { key: metric(geometry.keyHeadDim), value: metric(geometry.valueHeadDim) },
-    importance: { tokens: ids, documents, documentTokens, key: importance, value: importance.slice() },
+    importance: {
+      tokens: ids,
+      documents,
+      documentTokens,
+      prefixTokens: documentTokens,
+      key: importance,
+      value: importance.slice(),
+    },
   };
 }

@@ -186,6 +186,14 @@ describe('the newest tokens', () => {
     });
   });
 
+  test('are coded finer the newer they are where the profile knows recency', async () => {
+    await withCoder(paths.steps, async (coder) => {
+      const { restored } = await through(coder, { ratio: 16 });
+      const error = (first: number, end: number): number => relativeError(restored, TOKENS - first, TOKENS - end);
+      assert.ok(error(16, 0) < 0.7 * error(64, 32) && error(64, 32) < 0.7 * error(TOKENS - 4, 256));
+    });
+  });
+
   test('are exact on request', async () => {
     await withCoder(paths.plain, async (coder) => {
       const { bytes, restored } = await through(coder, { ratio: 16, windowMode: 'exact', window: 100 });

@@ -4,7 +4,7 @@
 import { KvtcError } from '../base/errors.ts';
 import type { StreamKind, TokenRange } from '../base/geometry.ts';
 import { STREAMS } from '../base/geometry.ts';
-import { predictTokenClasses } from '../calibration/token-steps.ts';
+import { predictTokenClasses, recencyAt } from '../calibration/token-steps.ts';
 import { SCALE_INDEX_LIMIT, TOKEN_CLASSES, TOKEN_CLASS_MIN, stepIndexOf, stepOf } from '../codec/wtc/classes.ts';
 import type { WtcParameters, WtcPlan } from '../codec/wtc/plan.ts';
 import {
@@ -21,7 +21,10 @@ import type { StepPoint, WtcProfile } from '../profile/profile.ts';
 import type { ChunkDecoder, ChunkEncoder, CodingOptions } from './chunk-seam.ts';
 import { DEFAULT_RATIO, checkRank } from './chunk-seam.ts';
 
-/** A finer window's tokens are coded at a quarter of the step: two octaves, in half-octave classes. */
+/**
+ * A finer window's tokens are coded at a quarter of the step: two octaves, in half-octave classes. A predictor that knows
+ * recency makes the steps finer towards the end by itself; there the window's tokens only may take more components.
+ */
 const WINDOW_CLASS = -4;
 
 /** Ratios worth showing, and worth measuring, where a profile serves any. */
@@ -93,7 +96,8 @@ function between(lower: StepPoint, upper: StepPoint, share: number): Setting {
 }
 
 /**
- * See createChunkEncoder. `windowMode` is `finer` unless asked otherwise; `ratio` is that of tokens outside the window.
+ * See createChunkEncoder. `windowMode` is `finer` unless asked otherwise; `ratio` is that of tokens outside the window,
+ * or, where the predictor knows recency, of all.
  */
 export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): ChunkEncoder {
   const { windowMode = 'finer', window, step } = options;
@@ -134,15 +138,17 @@ export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): C
     encode: (coefficients, range, tokenCount) => {
       const ranks = ranksOf(range, tokenCount);
       const tokens = range.endToken - range.startToken;
+      // Without a window chunks depend on their own tokens alone, so that equal prefixes give equal bytes.
+      const nearness = (t: number): number => (window > 0 ? recencyAt(range.startToken + t, tokenCount) : 0);
+      const recency = Float32Array.from({ length: tokens }, (_, t) => nearness(t));
       const classes =
         predictor === null
           ? { key: new Int8Array(tokens), value: new Int8Array(tokens) }
-          : predictTokenClasses(predictor, { tokens, ...coefficients }, setting.exponent);
+          : predictTokenClasses(predictor, { tokens, ...coefficients, recency }, setting.exponent);
+      const first = predictor?.recency === true ? tokens : Math.max(0, tokenCount - finer - range.startToken);
       const code = (stream: StreamKind) => {
         const own = classes[stream];
-        for (let t = Math.max(0, tokenCount - finer - range.startToken); t < tokens; t++) {
-          own[t] = clampClass((own[t] as number) + WINDOW_CLASS);
-        }
+        for (let t = first; t < tokens; t++) own[t] = clampClass((own[t] as number) + WINDOW_CLASS);
         const rows = widenedRows(coefficients[stream], tokens, ranks[stream], plans[stream].rank);
         const stored = encodeWtcChunk(rows, tokens, own, plans[stream]);
         return { packedBytes: stored.length, stored };

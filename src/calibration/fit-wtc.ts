@@ -17,12 +17,12 @@ import type { WtcStream } from '../profile/write-wtc.ts';
 import { fitBasis } from './basis.ts';
 import type { RowSource } from './collect.ts';
 import type { HeldOutRows } from './held-out.ts';
-import { halvesOf, pickRows, projectRows } from './held-out.ts';
+import { halvesOf, pickRows, projectRows, recencyOf } from './held-out.ts';
 import { jointRanks } from './joint-ranks.ts';
 import { measureSteps } from './measure-steps.ts';
 import type { Moments } from './moments.ts';
 import type { HeadMetrics, Sensitivity, TokenImportance } from './sensitivity-file.ts';
-import { PREDICTOR_COMPONENTS, fitTokenPredictor } from './token-steps.ts';
+import { PREDICTOR_COMPONENTS, fitTokenPredictor, recencyAt } from './token-steps.ts';
 import { fitWeightedBasis } from './weighted-basis.ts';
 
 /** More exponent predicts better and copies worse; 0.3 is best for both (evidence.md 2). */
@@ -132,7 +132,11 @@ export async function fitWtc(
   const steps = measureSteps({
     tables: { key, value },
     widths: { key: key.mean.length, value: value.mean.length },
-    coefficients: { tokens: measuring.length, ...(coefficients as Record<StreamKind, Float32Array>) },
+    coefficients: {
+      tokens: measuring.length,
+      ...(coefficients as Record<StreamKind, Float32Array>),
+      recency: pickRows(recencyOf(held.documentRows), 1, measuring),
+    },
     valueOffset,
     predictor: fit?.predictor ?? null,
     exponent: fit === null ? 0 : exponent,
@@ -236,7 +240,8 @@ async function fitPredictor(
   { backend, rows, sinks = 0, signal, onEvent }: WtcFitOptions,
 ): Promise<Awaited<ReturnType<typeof fitTokenPredictor>>> {
   const rank = Math.min(PREDICTOR_COMPONENTS, ...STREAMS.map((stream) => movingComponents(fitted[stream].deviations)));
-  const { documents, documentTokens } = importance;
+  const { documents, documentTokens, prefixTokens } = importance;
+  const recency: number[] = [];
   const parts: Record<StreamKind, Float32Array[]> = { key: [], value: [] };
   const targets: Record<StreamKind, Float32Array[]> = { key: [], value: [] };
   const perDocument = Math.min(documentTokens, PREDICTOR_READS.perDocument);
@@ -258,6 +263,7 @@ async function fitPredictor(
       parts[stream].push(coefficients);
       targets[stream].push(importance[stream].subarray(end - found.rowCount, end));
     }
+    for (let t = tokens.length - found.rowCount; t < tokens.length; t++) recency.push(recencyAt(t, prefixTokens));
     onEvent?.({ type: 'progress', phase: 'importance', done: i + 1, total: read, unit: 'documents' });
   }
   const tokens = targets.key.reduce((sum, part) => sum + part.length, 0);
@@ -266,7 +272,7 @@ async function fitPredictor(
     value: fitted.value.deviations.subarray(0, rank),
   };
   return fitTokenPredictor(
-    { tokens, key: joined(parts.key), value: joined(parts.value) },
+    { tokens, key: joined(parts.key), value: joined(parts.value), recency: Float32Array.from(recency) },
     { key: joined(targets.key), value: joined(targets.value) },
     deviations,
     backend,

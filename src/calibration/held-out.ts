@@ -11,6 +11,7 @@ import type { Backend } from '../linalg/backend.ts';
 import { denseMatrix } from '../linalg/dense.ts';
 import type { RowSource } from './collect.ts';
 import type { TokenDocument } from './sample.ts';
+import { recencyAt } from './token-steps.ts';
 
 /**
  * How many rows are held out, and of how many documents: the share of all, but rather 4 than fewer as long as these are no
@@ -157,6 +158,13 @@ export function halvesOf({ documentRows }: Pick<HeldOutRows, 'documentRows'>): {
     start += rows;
   }
   return { training, measuring };
+}
+
+/** f32[rows]: recency of rows that stand evenly over their documents, as collectHeldOut takes them. */
+export function recencyOf(documentRows: readonly number[]): Float32Array {
+  return Float32Array.from(
+    documentRows.flatMap((rows) => Array.from({ length: rows }, (_, r) => recencyAt(r + 0.5, rows))),
+  );
 }
 
 /** Chosen rows of f32[_, rank]. */

@@ -27,6 +27,7 @@ const example: Sensitivity = {
   importance: {
     documents: 2,
     documentTokens: 3,
+    prefixTokens: 2,
     tokens: Int32Array.of(5, 6, 7, 8, 9, 10),
     key: Float32Array.of(NaN, 1, 2, NaN, 3, 0),
     value: Float32Array.of(NaN, 4, 5, NaN, 6, 7),

@@ -36,6 +36,8 @@ export interface TokenImportance {
   readonly tokens: Int32Array;
   readonly documents: number;
   readonly documentTokens: number;
+  /** Tokens before what was predicted when this was measured: distances are from there. */
+  readonly prefixTokens: number;
   /** f32[documents, tokens]; NaN where not measured (sinks, window, beyond the prefix). */
   readonly key: Float32Array;
   readonly value: Float32Array;
@@ -72,6 +74,7 @@ export function readSensitivity(path: string, model?: ModelIdentity): Promise<Se
       metrics[stream] = checkMetrics(path, stream, { heads, headDim: dim, blocks });
     }
     const shape = file.shape('documents');
+    const settings = file.json('settings', settingsSchema);
     let importance: TokenImportance | null = null;
     if (shape !== undefined) {
       const [documents = 0, documentTokens = 0] = shape;
@@ -80,6 +83,7 @@ export function readSensitivity(path: string, model?: ModelIdentity): Promise<Se
       importance = {
         documents,
         documentTokens,
+        prefixTokens: prefixTokensOf(settings, documentTokens),
         tokens: new Int32Array(await read('documents', { type: 'I32', shape: [documents, documentTokens] })),
         key: await values('key'),
         value: await values('value'),
@@ -89,7 +93,7 @@ export function readSensitivity(path: string, model?: ModelIdentity): Promise<Se
       method,
       producer: text('producer'),
       model: file.model,
-      settings: file.json('settings', settingsSchema),
+      settings,
       metrics: metrics as Record<StreamKind, HeadMetrics>,
       importance,
     };
@@ -134,6 +138,12 @@ export async function writeSensitivity(path: string, sensitivity: Sensitivity): 
       offsetBytes += values.byteLength;
     }
   });
+}
+
+/** As the settings say; files of other makers may not, and then documents are prefixes. */
+function prefixTokensOf({ prefixTokens }: Sensitivity['settings'], documentTokens: number): number {
+  const known = typeof prefixTokens === 'number' && Number.isSafeInteger(prefixTokens);
+  return known && prefixTokens > 0 && prefixTokens <= documentTokens ? prefixTokens : documentTokens;
 }
 
 function checkMetrics(path: string, stream: StreamKind, metrics: HeadMetrics): HeadMetrics {

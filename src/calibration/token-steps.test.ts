@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import { isKvtcError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
 import { openReferenceBackend } from '../linalg/reference.ts';
-import { fitTokenPredictor, predictTokenClasses } from './token-steps.ts';
+import { fitTokenPredictor, predictTokenClasses, recencyAt } from './token-steps.ts';
 
 const backend = openReferenceBackend();
 
@@ -67,4 +67,36 @@ test('tokens without importance are left out, and too few are refused', async ()
   await assert.rejects(fitTokenPredictor(coefficients, gone, deviations, backend), (error) =>
     isKvtcError(error, 'KVTC_CALIBRATION_TEXT_SHORT'),
   );
+});
+
+test('recency sums up to about nothing at any length, and what it says of importance is found', async () => {
+  for (const tokens of [300, 3000]) {
+    const all = Array.from({ length: tokens }, (_, t) => recencyAt(t, tokens));
+    assert.ok(Math.abs(all.reduce((sum, r) => sum + r, 0) / tokens) < 0.02);
+    assert.ok(Math.abs(all.at(-1)! - (Math.log2(tokens) - 1 / Math.LN2)) < 1e-12);
+  }
+  const { coefficients, importance, deviations } = examples(3000, 5, 0.1);
+  const recency = Float32Array.from({ length: 3000 }, (_, t) => recencyAt(t, 3000));
+  const fading = {
+    key: importance.key.map((w, t) => w * 2 ** (0.8 * recency[t]!)),
+    value: importance.value.map((w, t) => w * 2 ** (0.8 * recency[t]!)),
+  };
+  // The last part of the examples measures R²: shuffle, or recency would tell it from the rest.
+  const order = Array.from({ length: 3000 }, (_, i) => (i * 1009) % 3000);
+  const turn = (values: Float32Array): Float32Array => {
+    const width = values.length / 3000;
+    return Float32Array.from(order.flatMap((t) => [...values.subarray(t * width, (t + 1) * width)]));
+  };
+  const turned = { tokens: 3000, key: turn(coefficients.key), value: turn(coefficients.value), recency: turn(recency) };
+  const targets = { key: turn(fading.key), value: turn(fading.value) };
+  const without = await fitTokenPredictor({ ...turned, recency: undefined }, targets, deviations, backend);
+  const { predictor, r2 } = await fitTokenPredictor(turned, targets, deviations, backend);
+  assert.ok(predictor.recency && !without.predictor.recency);
+  assert.ok(r2.key > 0.98 && r2.key > without.r2.key + 0.1, `${r2.key} against ${without.r2.key}`);
+  assert.ok(Math.abs(predictor.weights.key.at(-2)! - 0.8) < 0.02, `${predictor.weights.key.at(-2)}`);
+  const still = { tokens: 1, key: new Float32Array(5), value: new Float32Array(6) };
+  const classAt = (position: number): number =>
+    predictTokenClasses(predictor, { ...still, recency: Float32Array.of(recencyAt(position, 3000)) }, 0.5).key[0]!;
+  assert.ok(classAt(0) > classAt(2000) && classAt(2000) > classAt(2990));
+  assert.ok(classAt(2999) <= -6, `${classAt(2999)}`);
 });

@@ -1,17 +1,18 @@
-// Predicts from a token's own leading coefficients how much its errors will cost, and turns that into a class of steps:
-// tokens that matter get a finer step. The class is stored, so that only encoders predict.
+// Predicts from a token's own leading coefficients and its distance to the end how much its errors will cost, and turns
+// that into a class of steps: tokens that matter get a finer step. The class is stored, so that only encoders predict.
 // Does not know: how importances were measured, codecs. Source: evidence.md's token steps.
 
 import { KvtcError, invariant } from '../base/errors.ts';
 import type { StreamKind } from '../base/geometry.ts';
 import { STREAMS } from '../base/geometry.ts';
+import { TOKEN_CLASS_MIN } from '../codec/wtc/classes.ts';
 import type { Backend } from '../linalg/backend.ts';
 import { denseMatrix, transpose } from '../linalg/dense.ts';
 import type { TokenPredictor } from '../profile/profile.ts';
 
 /** Leading components of each stream that a prediction looks at. */
 export const PREDICTOR_COMPONENTS = 96;
-/** Step classes are half octaves within ± this. */
+/** Step classes are half octaves within ± this; the newest tokens' may be finer, as fine as a class can be. */
 const TOKEN_CLASS_LIMIT = 4;
 
 const CHUNK_TOKENS = 2048;
@@ -27,6 +28,19 @@ export interface TokenCoefficients {
   readonly tokens: number;
   readonly key: Float32Array;
   readonly value: Float32Array;
+  /** f32[tokens]; where it is missing a predictor is fitted without, and one that knows recency takes all for the mean. */
+  readonly recency?: Float32Array | undefined;
+}
+
+/** Mean of log2(1 / u) for u even in (0, 1]. */
+const MEAN_RECENCY = 1 / Math.LN2;
+
+/**
+ * How near token `position` is to the end of `tokenCount`: log2 of tokenCount over the distance, less its mean over all
+ * tokens, so that it moves bits between tokens at any length. Importance falls about as the distance (docs/levers.md).
+ */
+export function recencyAt(position: number, tokenCount: number): number {
+  return Math.log2(tokenCount / (tokenCount - position)) - MEAN_RECENCY;
 }
 
 export interface PredictorFit {
@@ -51,7 +65,8 @@ export async function fitTokenPredictor(
     key: deviations.key.slice(0, components),
     value: deviations.value.slice(0, components),
   };
-  const size = featureCount(components) + 1;
+  const recency = coefficients.recency !== undefined;
+  const size = featureCount(components, recency) + 1;
   const used: number[] = [];
   for (let t = 0; t < coefficients.tokens; t++) {
     if (STREAMS.every((stream) => Number.isFinite(importance[stream][t]))) used.push(t);
@@ -69,7 +84,7 @@ export async function fitTokenPredictor(
   const sums = { key: new Float64Array(size), value: new Float64Array(size) };
   for (let start = 0; start < training; start += CHUNK_TOKENS) {
     const count = Math.min(CHUNK_TOKENS, training - start);
-    const features = featureRows(coefficients, used.slice(start, start + count), kept, components);
+    const features = featureRows(coefficients, used.slice(start, start + count), kept, components, recency);
     const turned = transpose(features, count, size);
     const matrix = await backend.prepareMatrix(denseMatrix(turned, size, count), 'f32');
     const part = new Float32Array(size * size);
@@ -92,7 +107,7 @@ export async function fitTokenPredictor(
   };
   const r2: Record<StreamKind, number> = { key: 0, value: 0 };
   const held = used.slice(training);
-  const features = featureRows(coefficients, held, kept, components);
+  const features = featureRows(coefficients, held, kept, components, recency);
   for (const stream of STREAMS) {
     const truth = targets[stream].subarray(training);
     const offset = weights[stream].mean;
@@ -109,6 +124,7 @@ export async function fitTokenPredictor(
   return {
     predictor: {
       components,
+      recency,
       deviations: kept,
       weights: { key: weights.key.weights, value: weights.value.weights },
     },
@@ -118,37 +134,36 @@ export async function fitTokenPredictor(
 
 /**
  * Step classes i8[tokens] of both streams: step = 2^(class / 2) · base step, class = −2 · exponent · predicted log2
- * importance, rounded, within ±4. Exponent 0 gives all zeros, 0.5 spends as if predictions were true.
+ * importance, rounded, within ±4 (−8 to 4 where recency is known). Exponent 0 gives all zeros, 0.5 spends as if
+ * predictions were true.
  */
 export function predictTokenClasses(
   predictor: TokenPredictor,
   coefficients: TokenCoefficients,
   exponent: number,
 ): Record<StreamKind, Int8Array> {
-  const { components, deviations, weights } = predictor;
+  const { components, recency, deviations, weights } = predictor;
   const { tokens } = coefficients;
-  const size = featureCount(components) + 1;
+  const size = featureCount(components, recency) + 1;
+  const least = recency ? TOKEN_CLASS_MIN : -TOKEN_CLASS_LIMIT;
   const classes = { key: new Int8Array(tokens), value: new Int8Array(tokens) };
   if (exponent === 0) return classes;
   for (let start = 0; start < tokens; start += CHUNK_TOKENS) {
     const rows = Array.from({ length: Math.min(CHUNK_TOKENS, tokens - start) }, (_, i) => start + i);
-    const features = featureRows(coefficients, rows, deviations, components);
+    const features = featureRows(coefficients, rows, deviations, components, recency);
     for (const stream of STREAMS) {
       for (const [r, t] of rows.entries()) {
         const log2 = predict(features, r * size, weights[stream], size);
-        classes[stream][t] = Math.max(
-          -TOKEN_CLASS_LIMIT,
-          Math.min(TOKEN_CLASS_LIMIT, Math.round(-2 * exponent * log2)),
-        );
+        classes[stream][t] = Math.max(least, Math.min(TOKEN_CLASS_LIMIT, Math.round(-2 * exponent * log2)));
       }
     }
   }
   return classes;
 }
 
-/** Coefficients in units of their deviation, their sizes, and the log of their mean square, for each stream. */
-function featureCount(components: number): number {
-  return 4 * components + 2;
+/** Coefficients in units of their deviation, their sizes, and the log of their mean square, for each stream; recency. */
+function featureCount(components: number, recency: boolean): number {
+  return 4 * components + 2 + (recency ? 1 : 0);
 }
 
 /** f32[rows, featureCount + 1], the last column ones. */
@@ -157,8 +172,9 @@ function featureRows(
   rows: readonly number[],
   deviations: Readonly<Record<StreamKind, Float32Array>>,
   components: number,
+  recency: boolean,
 ): Float32Array {
-  const size = featureCount(components) + 1;
+  const size = featureCount(components, recency) + 1;
   const out = new Float32Array(rows.length * size);
   for (const [r, t] of rows.entries()) {
     let at = r * size;
@@ -175,6 +191,7 @@ function featureRows(
       out[at + 2 * components] = Math.log2(squares / components + 1e-3);
       at += 2 * components + 1;
     }
+    if (recency) out[at++] = coefficients.recency?.[t] ?? 0;
     out[at] = 1;
   }
   return out;

@@ -150,7 +150,8 @@ async function readPredictor(
   if (components < 1 || components > Math.min(rank.key, rank.value)) {
     throw malformed(path, `its token predictor looks at ${components} components, the ranks are lower`);
   }
-  const features = FEATURES_PER_COMPONENT * components + FURTHER_FEATURES;
+  const fewest = FEATURES_PER_COMPONENT * components + FURTHER_FEATURES;
+  const recency = header.tensors.get('key.predictor.weights')?.shape[0] === fewest + 1;
   const vectors = async (what: string, length: number): Promise<Record<StreamKind, Float32Array>> => {
     const read = (name: string): Promise<Float32Array> =>
       readVector(file, tensor(header, name, 'F32', [length], path), name, path);
@@ -162,5 +163,5 @@ async function readPredictor(
       throw malformed(path, `a deviation of ${stream}.predictor is negative`);
     }
   }
-  return { components, deviations, weights: await vectors('weights', features) };
+  return { components, recency, deviations, weights: await vectors('weights', fewest + (recency ? 1 : 0)) };
 }

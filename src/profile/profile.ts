@@ -66,12 +66,14 @@ export interface StepPoint extends WtcParameters {
   readonly exponent: number;
 }
 
-/** What a wtc profile knows of tokens' importances: weights over features of their leading coefficients. */
+/** What a wtc profile knows of tokens' importances: weights over features of their leading coefficients and recency. */
 export interface TokenPredictor {
   readonly components: number;
+  /** Whether a token's nearness to the end is among the features. */
+  readonly recency: boolean;
   /** f32[components]: standard deviations of the leading coefficients. */
   readonly deviations: Readonly<Record<StreamKind, Float32Array>>;
-  /** Per predicted stream f32[4 · components + 3]: weights of the features, then the bias. Mean prediction is 0. */
+  /** Per predicted stream f32[4 · components + 3], one more with recency: weights of the features, then the bias. Mean 0. */
   readonly weights: Readonly<Record<StreamKind, Float32Array>>;
 }
 

@@ -57,6 +57,7 @@ const wtcContents: WtcContents = {
   steps: [step(24, 128), step(8, -128)],
   predictor: {
     components: 16,
+    recency: false,
     deviations: { key: vector(16), value: vector(16) },
     weights: { key: vector(67), value: vector(67) },
   },
@@ -82,6 +83,8 @@ test('a written profile opens with everything it was given, matrices rounded to 
   assert.deepEqual(profile.rank, { key: 32, value: 48 });
   assert.deepEqual(profile.steps, wtcContents.steps.toReversed(), 'steps come back by rising ratio');
   assert.deepEqual(profile.predictor, wtcContents.predictor);
+  const recent = { ...wtcContents.predictor!, recency: true, weights: { key: vector(68), value: vector(68) } };
+  assert.deepEqual((await opened(await written('recent', { predictor: recent }))).predictor, recent);
   for (const kind of ['key', 'value'] as const) {
     const given = wtcContents.streams[kind];
     const { mean, analysis, synthesis } = profile.stream(kind);

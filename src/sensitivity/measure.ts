@@ -281,5 +281,5 @@ function importanceOf(
       importance[stream].set(measured[d]?.[stream] ?? [], d * documentTokens);
     }
   }
-  return { tokens, documents: documents.length, documentTokens, ...importance };
+  return { tokens, documents: documents.length, documentTokens, prefixTokens: documentTokens, ...importance };
 }

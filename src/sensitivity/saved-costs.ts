@@ -52,7 +52,13 @@ export async function saveCosts(
     model: { architecture, name, fingerprint, geometry },
     settings: { key, energies: [...energies], counts: [...counts] },
     metrics,
-    importance: { documents: 1, documentTokens: prefix.length, tokens: prefix, ...importance },
+    importance: {
+      documents: 1,
+      documentTokens: prefix.length,
+      prefixTokens: prefix.length,
+      tokens: prefix,
+      ...importance,
+    },
   });
 }
 
