@@ -11,6 +11,7 @@ import { PRODUCER } from '../base/version.ts';
 import type { CalibrateOptions, CalibrationResult } from '../calibration/calibrate.ts';
 import { CALIBRATION_DEFAULTS, calibrateDocuments } from '../calibration/calibrate.ts';
 import type { DocumentRows } from '../calibration/collect.ts';
+import { IMPORTANCE_GROUP } from '../calibration/fit-wtc.ts';
 import type { TextGroup } from '../calibration/sample.ts';
 import { sampleDocuments } from '../calibration/sample.ts';
 import { readMeasuredMoments } from '../calibration/measured-moments.ts';
@@ -142,7 +143,7 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
           const startedMs = performance.now();
           context.clear();
           await context.decode(document.tokens, { signal: run.signal });
-          prefillMs += performance.now() - startedMs;
+          if (document.group !== IMPORTANCE_GROUP) prefillMs += performance.now() - startedMs;
           return documentRows(model, context, backend, sinks);
         },
         backend,

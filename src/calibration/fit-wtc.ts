@@ -40,6 +40,9 @@ const TRAINING_REACH = 12;
  */
 const PREDICTOR_READS = { tokens: 36_864, perDocument: 3072 } as const;
 
+/** Group of the documents that the predictor is fitted to: the engine's time for them is within `planMs`. */
+export const IMPORTANCE_GROUP = 'importance';
+
 /** Components under this share of the first one's deviation are left out of predictions. */
 const LEAST_DEVIATION = 1e-4;
 
@@ -255,7 +258,10 @@ async function fitPredictor(
     if (end - first <= sinks) continue;
     const tokens = importance.tokens.slice(first, end);
     const sha256 = createHash('sha256').update(new Uint8Array(tokens.buffer)).digest('hex');
-    const found = await rows({ group: 'importance', source: `importance ${d}`, tokens, sha256 }, { signal, onEvent });
+    const found = await rows(
+      { group: IMPORTANCE_GROUP, source: `importance ${d}`, tokens, sha256 },
+      { signal, onEvent },
+    );
     for (const stream of STREAMS) {
       const { mean, analysis } = fitted[stream];
       const leading = analysis.subarray(0, rank * mean.length);
