@@ -156,6 +156,31 @@ test('weighted profiles carry their metric, and spend more on heads that matter'
   assert.ok((await perHead(paths.weighted)) < (await perHead(paths.plain)));
 });
 
+for (const name of ['none', 'weighted'] as const) {
+  test(`a basis joins no more layers than asked for, sensitivity ${name}`, async () => {
+    const path = join(world.directory, `grouped ${name}`);
+    const sensitivity = name === 'none' ? name : `${paths.weighted}.sensitivity`;
+    await calibrate({ ...tinyCalibration(world.modelPath, path), codec: 'wtc', sensitivity, layersPerBasis: 1 });
+    const profile = await openProfile(path);
+    try {
+      const { synthesis } = profile.stream('value');
+      const { rows, columns } = synthesis;
+      const values = new Float32Array(rows * columns);
+      await synthesis.read(0, rows, values);
+      const seen = new Set<number>();
+      for (let row = 0; row < rows; row++) {
+        const own = values.subarray(row * columns, (row + 1) * columns);
+        const joined = new Set([...own].flatMap((v, i) => (v === 0 ? [] : [Math.floor((i * layers) / columns)])));
+        assert.ok(joined.size <= 1, `component ${row} joins ${joined.size} layers`);
+        for (const layer of joined) seen.add(layer);
+      }
+      assert.equal(seen.size, layers);
+    } finally {
+      await profile.close();
+    }
+  });
+}
+
 test('token steps differ between tokens and are carried by the file alone', async () => {
   const profile = await openProfile(paths.steps);
   assert.ok(profile.codec === 'wtc' && profile.predictor !== null);

@@ -5,8 +5,8 @@ import { createHash } from 'node:crypto';
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
-import type { StreamKind } from '../base/geometry.ts';
-import { STREAMS } from '../base/geometry.ts';
+import type { CacheGeometry, StreamKind } from '../base/geometry.ts';
+import { STREAMS, layerWidth } from '../base/geometry.ts';
 import { RANK_STEP } from '../codec/paper/plan.ts';
 import { SCALE_UNITS, scaleIndices } from '../codec/wtc/classes.ts';
 import { trainTables } from '../codec/wtc/train.ts';
@@ -14,11 +14,11 @@ import type { Backend } from '../linalg/backend.ts';
 import { denseMatrix } from '../linalg/dense.ts';
 import type { HeadMetric, StepPoint, TokenPredictor } from '../profile/profile.ts';
 import type { WtcStream } from '../profile/write-wtc.ts';
-import { fitBasis } from './basis.ts';
 import type { RowSource } from './collect.ts';
 import type { HeldOutRows } from './held-out.ts';
 import { halvesOf, pickRows, projectRows, recencyOf } from './held-out.ts';
 import { jointRanks } from './joint-ranks.ts';
+import { fitLayerGroups } from './layer-groups.ts';
 import { measureSteps } from './measure-steps.ts';
 import type { Moments } from './moments.ts';
 import type { HeadMetrics, Sensitivity, TokenImportance } from './sensitivity-file.ts';
@@ -61,6 +61,9 @@ export interface WtcFitOptions extends RunOptions {
   readonly sinks?: number | undefined;
   readonly sensitivity?: Sensitivity | undefined;
   readonly exponent?: number | undefined;
+  readonly model: { readonly geometry: CacheGeometry };
+  /** Adjacent layers that one basis joins at most; default: all. */
+  readonly layersPerBasis?: number | undefined;
 }
 
 export interface WtcFit {
@@ -182,18 +185,22 @@ async function fitStream(
   metrics: HeadMetrics | null,
   options: WtcFitOptions,
 ): Promise<FittedStream> {
-  const { backend, seed, signal, onEvent } = options;
+  const { backend, seed, signal, onEvent, model } = options;
   const width = moments.frame.width;
   const run = { backend, seed, signal, onEvent, rank: Math.min(width, Math.ceil(RANK_REACH * options.rank)) };
+  const { layers } = model.geometry;
+  const layersPerBasis = Math.min(layers, options.layersPerBasis ?? layers);
   const found =
     metrics === null
-      ? await fitBasis(moments, run).then(({ basis, ...plain }) => ({
-          ...plain,
-          analysis: basis,
-          synthesis: basis,
-          metric: null,
-        }))
-      : await fitWeightedBasis(moments, metrics, run);
+      ? await fitLayerGroups(moments, layersPerBasis * layerWidth(model.geometry, stream), run).then(
+          ({ basis, ...plain }) => ({
+            ...plain,
+            analysis: basis,
+            synthesis: basis,
+            metric: null,
+          }),
+        )
+      : await fitWeightedBasis(moments, metrics, { ...run, layers, groups: Math.ceil(layers / layersPerBasis) });
   const rank = found.rank - (found.rank % RANK_STEP);
   if (rank === 0) {
     throw new KvtcError(

@@ -10,7 +10,7 @@ import { meanOf } from './moments.ts';
 
 /**
  * Fits a basis to each group of `groupWidth` adjacent features (the last may be narrower) and puts all components in one
- * order of falling variance: f32[rank, width], zero outside their own group. Orthonormal as a whole, because groups do not
+ * order of falling variance: f32[rank, width], zero outside their own group; one group is `fitBasis`. Orthonormal as a whole, because groups do not
  * overlap. A profile holds it like any other. Throws what fitBasis throws.
  */
 export async function fitLayerGroups(
@@ -20,6 +20,7 @@ export async function fitLayerGroups(
 ): Promise<FittedBasis> {
   const { width } = moments.frame;
   invariant(Number.isSafeInteger(groupWidth) && groupWidth > 0, `groups of ${groupWidth} features`);
+  if (groupWidth >= width) return fitBasis(moments, options);
   const components: { readonly start: number; readonly values: Float32Array; readonly variance: number }[] = [];
   const fits: FittedBasis[] = [];
   for (let start = 0; start < width; start += groupWidth) {
