@@ -67,15 +67,7 @@ function evaluationText(id: string, one: NamedResult<Evaluation>, oracle: Oracle
       ['', 'paper ratio', 'every byte', 'KL', 'copy KL', 'top-1', 'perplexity'],
       [
         ...plain.map((row) => [row.treatment, ...cells(table, row, oracleRow(row, reference)), perplexity(row)]),
-        [
-          floor.documents === settings.documents.length ? 'floor' : `floor, first ${floor.documents}`,
-          '–',
-          '–',
-          nats(floor.klNats),
-          nats(floor.copyKlNats),
-          percent(floor.top1Agreement),
-          floor.documents === settings.documents.length ? perplexity(floor) : '–',
-        ],
+        [...floorCells(floor, settings), floor.documents === settings.documents.length ? perplexity(floor) : '–'],
         ['exact', '1', '1', '0', '0', '100.0 %', (plain[0] ?? floor).perplexityExact.toFixed(2)],
       ],
     ),
@@ -218,7 +210,19 @@ function ablationText(
     return [name, ...figureCells(`${id}/ablations/${name}`, row, theirs, floor, compare)];
   });
   const heading = ['', 'paper ratio', 'every byte', 'KL', 'copy KL', 'top-1'];
-  return ['### Ablations\n', runText(one), markdown(heading, lines)].join('\n');
+  return ['### Ablations\n', runText(one), markdown(heading, [...lines, floorCells(floor, settings)])].join('\n');
+}
+
+/** An exact cache whose last bits are perturbed, on as many documents as it was measured on. */
+function floorCells(floor: EvaluationRow, { documents }: Evaluation['settings']): string[] {
+  return [
+    floor.documents === documents.length ? 'floor' : `floor, first ${floor.documents}`,
+    '–',
+    '–',
+    nats(floor.klNats),
+    nats(floor.copyKlNats),
+    percent(floor.top1Agreement),
+  ];
 }
 
 function runText({ file, result }: NamedResult<Evaluation>): string {

@@ -31,16 +31,20 @@ export function ablationSection(rows: readonly AblationRow[], floor: EvaluationR
   const charts = groups
     .map((group) => ablationChart(group.name, group.rows, floor))
     .filter((figure) => figure !== null);
-  const lines = rows.map((row) => [
-    `${row.set} ${valueName(row)}, at ${row.atRatio}x`,
-    times(row.paperRatio),
-    times(row.effectiveRatio),
+  const losses = (row: EvaluationRow): string[] => [
     nats(row.klNats),
     nats(row.copyKlNats),
     percent(row.top1Agreement),
     perplexity(row.perplexityRestored),
     `${row.documents}`,
+  ];
+  const lines = rows.map((row) => [
+    `${row.set} ${valueName(row)}, at ${row.atRatio}x`,
+    times(row.paperRatio),
+    times(row.effectiveRatio),
+    ...losses(row),
   ]);
+  lines.push(['floor', '–', '–', ...losses(floor)]);
   const heading = [
     '',
     'paper ratio',
