@@ -217,6 +217,7 @@ describe('the report page', () => {
     );
     assert.match(html, /Nothing matters more than sinks at 4x: 0 costs 50 times the KL of 4/u);
     assert.ok(html.includes('entropy zstd &#60;3&#62;'));
+    assert.match(html, /id="ablations".*<td>floor<\/td>/su);
     assert.ok(html.includes('<td>sinks 4 (default), at 4x</td>') && html.includes('<td>sinks 0, at 4x</td>'));
     assert.match(figures[0]?.[0] ?? '', /Furthest: 0, at 50 times its KL/u);
   });
