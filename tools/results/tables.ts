@@ -49,19 +49,24 @@ function modelText(model: ModelResults, explanations: Readonly<Record<string, st
   return [title, ...parts.filter((part) => part !== '')].join('\n');
 }
 
+/** Tokens of the prefixes that the oracle's figures were measured on. */
+const ORACLE_PREFIX = 3072;
+
 function evaluationText(id: string, one: NamedResult<Evaluation>, oracle: Oracle, compare: Comparison): string {
   const { rows, floor, settings, closeUp } = one.result;
   const exact = settings.weights !== 'as-is';
-  // The oracle ran in f32: weights as they are have no figure of its to stand beside.
-  const reference = exact ? oracle : { ...oracle, rows: {}, rivals: {} };
+  if (settings.documents.length === 0) return ['### Tasks\n', runText(one), tasksText([floor, ...rows])].join('\n');
+  // The oracle ran in f32 and on short prefixes: nothing else has a figure of its to stand beside.
+  const reference = exact && settings.prefixTokens === ORACLE_PREFIX ? oracle : { ...oracle, rows: {}, rivals: {} };
   const table = exact ? 'rows' : 'as-is';
   const plain = rows.filter(isPlainKvtc);
   const rivals = rows.filter((row) => !isPlainKvtc(row));
   const cells = (name: string, row: EvaluationRow, theirs: OracleFigures | undefined): string[] =>
     figureCells(`${id}/${name}/${row.treatment}`, row, theirs, floor, compare);
   const perplexity = (row: EvaluationRow): string => row.perplexityRestored.toFixed(2);
+  const longer = settings.prefixTokens === ORACLE_PREFIX ? '' : `, prefixes of ${settings.prefixTokens} tokens`;
   return [
-    `### ${exact ? `Weights in ${settings.weights}` : 'Weights as published'}\n`,
+    `### ${exact ? `Weights in ${settings.weights}` : 'Weights as published'}${longer}\n`,
     runText(one),
     markdown(
       ['', 'paper ratio', 'every byte', 'KL', 'copy KL', 'top-1', 'perplexity'],
@@ -146,10 +151,12 @@ function tasksText(rows: readonly EvaluationRow[]): string {
   if (tasks.length === 0) return '';
   const cell = (row: EvaluationRow, task: string): string => {
     const figures = row.tasks?.[task];
-    return figures === undefined || figures.exactCorrect === 0 ? '–' : `${figures.correct} of ${figures.exactCorrect}`;
+    if (figures === undefined || figures.exactCorrect === 0) return '–';
+    const kept = `${figures.correct} of ${figures.exactCorrect}`;
+    return figures.klNats === null ? kept : `${kept}, ${nats(figures.klNats)}`;
   };
   const asked = tasks.map((task) => `${rows[0]?.tasks?.[task]?.questions ?? 0}`);
-  return `Answers kept, of those that the exact cache gives:\n\n${markdown(
+  return `Answers kept, of those that the exact cache gives, and KL on the answers:\n\n${markdown(
     ['', ...tasks],
     [...rows.map((row) => [row.treatment, ...tasks.map((task) => cell(row, task))]), ['asked', ...asked]],
   )}`;
@@ -236,8 +243,12 @@ function runText({ file, result }: NamedResult<Evaluation>): string {
   const profiles = used
     .map(({ name, id }) => `profile ${used.length === 1 ? '' : `${name} `}\`${id.slice(0, 12)}\``)
     .join(', ');
+  const judged =
+    settings.documents.length === 0
+      ? `Prefixes made up for the tasks`
+      : `${settings.documents.length} documents (${documents}) of ${settings.prefixTokens} + ${settings.continuationTokens} tokens`;
   return [
-    `${settings.documents.length} documents (${documents}) of ${settings.prefixTokens} + ${settings.continuationTokens} tokens, ${exactTokensText(result)}; ${profiles}, model \`${settings.modelFingerprint.slice(0, 12)}\`.`,
+    `${judged}, ${exactTokensText(result)}; ${profiles}, model \`${settings.modelFingerprint.slice(0, 12)}\`.`,
     `${machine.processor}, ${machine.threads} threads, llama.cpp ${machine.engine}, Node ${machine.node}; ${time}, at commit \`${(commit ?? 'not recorded').slice(0, 12)}\`: \`${command ?? 'not recorded'}\` (\`${file}\`).\n`,
   ].join('\n');
 }
