@@ -4,113 +4,35 @@ import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { before, describe, test } from 'node:test';
+import { test } from 'node:test';
 import { promisify } from 'node:util';
 import type { ErrorCode } from '../src/base/errors.ts';
 import { isKvtcError } from '../src/base/errors.ts';
 import { STREAMS } from '../src/base/geometry.ts';
 import { f16ToF32 } from '../src/base/half.ts';
 import { calibrate } from '../src/cache/calibrate.ts';
-import { createChunkDecoder, ranksInUse } from '../src/cache/chunk-coder.ts';
-import type { Coder } from '../src/cache/coder.ts';
-import { openCoder } from '../src/cache/coder.ts';
-import type { CompressOptions } from '../src/cache/compress.ts';
 import { compressState } from '../src/cache/compress.ts';
 import { inspect } from '../src/cache/inspect.ts';
-import { floatPool } from '../src/cache/pipeline.ts';
 import { restoreLayers } from '../src/cache/restore.ts';
 import { openTransforms } from '../src/cache/transforms.ts';
-import { readSensitivity, writeSensitivity } from '../src/calibration/sensitivity-file.ts';
+import { readSensitivity } from '../src/calibration/sensitivity-file.ts';
 import { canonicalJson } from '../src/container/canonical-json.ts';
 import { SectionKind } from '../src/container/format.ts';
 import { openContainer } from '../src/container/reader.ts';
-import { memoryTarget } from '../src/container/target.ts';
 import { readGguf } from '../src/engines/llama/gguf.ts';
-import { openModel } from '../src/engines/llama/session.ts';
 import { gatherRows, parseState, rowBytesOf } from '../src/engines/llama/state.ts';
 import { openReferenceBackend } from '../src/linalg/reference.ts';
 import { openProfile, verifyProfile } from '../src/profile/open-profile.ts';
 import { replaceSection } from './container-surgery.ts';
-import { madeUpSensitivity } from './made-up-sensitivity.ts';
-import type { TinyWorld } from './tiny-world.ts';
-import { makeTinyWorld, prefilledState, tinyCalibration } from './tiny-world.ts';
+import { tinyCalibration } from './tiny-world.ts';
+import { TOKENS, makeWtcWorld, withCoder } from './wtc-world.ts';
 
-const TOKENS = 700;
 const decoder = join(import.meta.dirname, '..', 'reference', 'decode.py');
+const { world, layers, state, tokens, paths, rowsOf, relativeError, through } = await makeWtcWorld();
 const hasCode =
   (code: ErrorCode) =>
   (error: unknown): boolean =>
     isKvtcError(error, code);
-
-let world: TinyWorld;
-let layers = 0;
-let state: Uint8Array;
-let tokens: Int32Array;
-/** Profiles of the same rows: all values alike, weighted, weighted with token steps. */
-let paths: { readonly plain: string; readonly weighted: string; readonly steps: string };
-
-before(async () => {
-  world = await makeTinyWorld('llama');
-  ({ state, tokens } = await prefilledState(world.modelPath, TOKENS));
-  const model = await openModel(world.modelPath);
-  const { identity } = model;
-  layers = identity.geometry.layers;
-  const sensitivity = madeUpSensitivity(identity, (text) => model.tokenize(text, { addSpecial: false }));
-  model.close();
-  const at = (name: string): string => join(world.directory, name);
-  await writeSensitivity(at('weighted.sensitivity'), { ...sensitivity, importance: null });
-  await writeSensitivity(at('steps.sensitivity'), sensitivity);
-  paths = { plain: at('plain'), weighted: at('weighted'), steps: at('steps') };
-  for (const name of ['plain', 'weighted', 'steps'] as const) {
-    await calibrate({
-      ...tinyCalibration(world.modelPath, paths[name]),
-      codec: 'wtc',
-      sensitivity: name === 'plain' ? 'none' : at(`${name}.sensitivity`),
-    });
-  }
-});
-
-function rowsOf(bytes: Uint8Array, stream: 'key' | 'value', startToken: number, endToken: number): Uint8Array {
-  const view = parseState(bytes);
-  const rows = new Uint8Array((endToken - startToken) * layers * rowBytesOf(view, stream));
-  gatherRows(view, stream, { startLayer: 0, endLayer: layers }, { startToken, endToken }, rows);
-  return rows;
-}
-
-function relativeError(restored: Uint8Array, startToken: number, endToken: number): number {
-  return Math.max(
-    ...STREAMS.map((stream) => {
-      const a = new Uint16Array(rowsOf(state, stream, startToken, endToken).buffer);
-      const b = new Uint16Array(rowsOf(restored, stream, startToken, endToken).buffer);
-      let error = 0;
-      let energy = 0;
-      for (let i = 0; i < a.length; i++) {
-        error += (f16ToF32(a[i] as number) - f16ToF32(b[i] as number)) ** 2;
-        energy += f16ToF32(a[i] as number) ** 2;
-      }
-      return error / energy;
-    }),
-  );
-}
-
-async function through(
-  coder: Coder,
-  options: CompressOptions,
-): Promise<{ bytes: Uint8Array; restored: Uint8Array; paperRatio: number }> {
-  const target = memoryTarget();
-  const { paperRatio } = await coder.compress(state, target, { tokens, ...options });
-  const bytes = target.bytes();
-  return { bytes, paperRatio, restored: (await coder.restore(bytes)).state };
-}
-
-async function withCoder<T>(path: string, use: (coder: Coder) => Promise<T>): Promise<T> {
-  const coder = await openCoder(path);
-  try {
-    return await use(coder);
-  } finally {
-    await coder.close();
-  }
-}
 
 for (const name of ['plain', 'weighted', 'steps'] as const) {
   test(`${name}: ratios come near what was asked for, and cost more error the higher they are`, async () => {
@@ -195,81 +117,6 @@ test('token steps differ between tokens and are carried by the file alone', asyn
     for (let t = 10; t < 610; t++) (Math.sin((tokens[t] as number) * 1.7) > 0 ? important : others).push(log(t));
     const mean = (values: number[]): number => values.reduce((a, b) => a + b, 0) / values.length;
     assert.ok(mean(important) < mean(others), `${mean(important)} and ${mean(others)}`);
-  });
-});
-
-describe('the newest tokens', () => {
-  test('are coded finer unless asked otherwise', async () => {
-    await withCoder(paths.plain, async (coder) => {
-      const finer = await through(coder, { ratio: 16 });
-      const without = await through(coder, { ratio: 16, window: 0 });
-      const last = (restored: Uint8Array): number => relativeError(restored, TOKENS - 128, TOKENS);
-      assert.ok(last(finer.restored) < 0.3 * last(without.restored));
-      assert.ok(last(finer.restored) > 0);
-      assert.equal(relativeError(finer.restored, 4, 256), relativeError(without.restored, 4, 256));
-      assert.ok(finer.bytes.length > without.bytes.length);
-    });
-  });
-
-  test('are coded finer the newer they are where the profile knows recency', async () => {
-    await withCoder(paths.steps, async (coder) => {
-      const { restored } = await through(coder, { ratio: 16 });
-      const error = (first: number, end: number): number => relativeError(restored, TOKENS - first, TOKENS - end);
-      assert.ok(error(16, 0) < 0.7 * error(64, 32) && error(64, 32) < 0.7 * error(TOKENS - 4, 256));
-    });
-  });
-
-  test('are exact on request', async () => {
-    await withCoder(paths.plain, async (coder) => {
-      const { bytes, restored } = await through(coder, { ratio: 16, windowMode: 'exact', window: 100 });
-      assert.equal(relativeError(restored, TOKENS - 100, TOKENS), 0);
-      const container = await openContainer(bytes);
-      assert.deepEqual(container.header.exactRanges.at(-1), { startToken: TOKENS - 100, endToken: TOKENS });
-      await container.close();
-    });
-  });
-
-  test('alone take the components that finer steps need', async () => {
-    await withCoder(paths.weighted, async (coder) => {
-      assert.ok(coder.profile.codec === 'wtc');
-      const ratio = Math.sqrt((coder.profile.steps[0]?.ratio ?? 1) * (coder.profile.steps.at(-1)?.ratio ?? 1));
-      const { bytes } = await through(coder, { ratio });
-      const container = await openContainer(bytes);
-      const chunkDecoder = createChunkDecoder(container.header, coder.profile);
-      const [usual, finer] = ranksInUse(coder.profile, { ratio, window: 128 });
-      assert.ok(usual.key < finer.key && usual.value < finer.value);
-      const pool = floatPool();
-      for (const chunk of container.chunks) {
-        const { rank } = await chunkDecoder.decode(await container.readChunk(chunk), chunk, pool);
-        const expected = chunk.endToken > TOKENS - 128 ? finer : usual;
-        assert.equal(rank, expected[chunk.stream], `${chunk.stream} from ${chunk.startToken}`);
-      }
-      await container.close();
-    });
-  });
-
-  test('leave equal prefixes with equal chunks when there is no window', async () => {
-    await withCoder(paths.steps, async (coder) => {
-      const chunksOf = async (bytes: Uint8Array): Promise<Uint8Array[]> => {
-        const container = await openContainer(bytes);
-        const chunks = [];
-        for (const chunk of container.chunks.filter(({ endToken }) => endToken <= 516))
-          chunks.push(await container.readChunk(chunk));
-        await container.close();
-        return chunks;
-      };
-      const { bytes } = await through(coder, { ratio: 16, window: 0 });
-      // The very same rows: a shorter prefill would differ in its last bits.
-      const model = await openModel(world.modelPath);
-      const context = await model.createContext({ contextTokens: TOKENS });
-      context.setState(state);
-      context.truncate(0, 560);
-      const target = memoryTarget();
-      await coder.compress(context.getState(), target, { ratio: 16, window: 0, tokens: tokens.subarray(0, 560) });
-      model.close();
-      assert.equal((await chunksOf(bytes)).length, 4);
-      assert.deepEqual(await chunksOf(target.bytes()), await chunksOf(bytes));
-    });
   });
 });
 

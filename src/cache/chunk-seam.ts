@@ -8,7 +8,7 @@ import type { ChunkEntry, JsonObject } from '../container/types.ts';
 import type { Profile } from '../profile/profile.ts';
 import type { FloatPool } from './pipeline.ts';
 
-/** What the newest tokens get: kept as found, or coded at a quarter of the step. */
+/** What the newest tokens get: kept as found, or coded at a finer step. */
 export type WindowMode = 'exact' | 'finer';
 
 /** What a codec may be told; each refuses what it does not have. */

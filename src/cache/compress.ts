@@ -52,7 +52,7 @@ export interface CompressOptions extends RunOptions {
   readonly step?: number | undefined;
   readonly sinks?: number | undefined;
   readonly window?: number | undefined;
-  /** What the window gets: `exact` (the paper's; its default) or `finer`, a quarter of the step (wtc's default). */
+  /** What the window gets: `exact` (the paper's; its default) or `finer` steps (wtc's default). */
   readonly windowMode?: WindowMode | undefined;
   readonly exactRanges?: readonly TokenRange[] | undefined;
   readonly chunkTokens?: number | undefined;

@@ -1,10 +1,10 @@
-// The codec wtc behind the chunk seam: a step from a ratio, a class for every token (predicted importance, finer window),
+// The codec wtc behind the chunk seam: a step from a ratio, a class for every token (predicted importance, nearness to the end),
 // chunks without an entropy stage of their own. Does not know: engine rows, transforms, files.
 
 import { KvtcError } from '../base/errors.ts';
 import type { StreamKind, TokenRange } from '../base/geometry.ts';
 import { STREAMS } from '../base/geometry.ts';
-import { predictTokenClasses, recencyAt } from '../calibration/token-steps.ts';
+import { predictTokenClasses, recencies } from '../calibration/token-steps.ts';
 import { SCALE_INDEX_LIMIT, TOKEN_CLASSES, TOKEN_CLASS_MIN, stepIndexOf, stepOf } from '../codec/wtc/classes.ts';
 import type { WtcParameters, WtcPlan } from '../codec/wtc/plan.ts';
 import {
@@ -139,8 +139,7 @@ export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): C
       const ranks = ranksOf(range, tokenCount);
       const tokens = range.endToken - range.startToken;
       // Without a window chunks depend on their own tokens alone, so that equal prefixes give equal bytes.
-      const nearness = (t: number): number => (window > 0 ? recencyAt(range.startToken + t, tokenCount) : 0);
-      const recency = Float32Array.from({ length: tokens }, (_, t) => nearness(t));
+      const recency = window === 0 ? undefined : recencies(range, tokenCount);
       const classes =
         predictor === null
           ? { key: new Int8Array(tokens), value: new Int8Array(tokens) }

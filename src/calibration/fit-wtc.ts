@@ -22,7 +22,7 @@ import { fitLayerGroups } from './layer-groups.ts';
 import { measureSteps } from './measure-steps.ts';
 import type { Moments } from './moments.ts';
 import type { HeadMetrics, Sensitivity, TokenImportance } from './sensitivity-file.ts';
-import { PREDICTOR_COMPONENTS, fitTokenPredictor, recencyAt } from './token-steps.ts';
+import { PREDICTOR_COMPONENTS, fitTokenPredictor, recencies } from './token-steps.ts';
 import { fitWeightedBasis } from './weighted-basis.ts';
 
 /** More exponent predicts better and copies worse; 0.3 is best for both (evidence.md 2). */
@@ -251,7 +251,7 @@ async function fitPredictor(
 ): Promise<Awaited<ReturnType<typeof fitTokenPredictor>>> {
   const rank = Math.min(PREDICTOR_COMPONENTS, ...STREAMS.map((stream) => movingComponents(fitted[stream].deviations)));
   const { documents, documentTokens, prefixTokens } = importance;
-  const recency: number[] = [];
+  const recency: Float32Array[] = [];
   const parts: Record<StreamKind, Float32Array[]> = { key: [], value: [] };
   const targets: Record<StreamKind, Float32Array[]> = { key: [], value: [] };
   const perDocument = Math.min(documentTokens, PREDICTOR_READS.perDocument);
@@ -276,7 +276,8 @@ async function fitPredictor(
       parts[stream].push(coefficients);
       targets[stream].push(importance[stream].subarray(end - found.rowCount, end));
     }
-    for (let t = tokens.length - found.rowCount; t < tokens.length; t++) recency.push(recencyAt(t, prefixTokens));
+    const range = { startToken: tokens.length - found.rowCount, endToken: tokens.length };
+    recency.push(recencies(range, prefixTokens));
     onEvent?.({ type: 'progress', phase: 'importance', done: i + 1, total: read, unit: 'documents' });
   }
   const tokens = targets.key.reduce((sum, part) => sum + part.length, 0);
@@ -285,7 +286,7 @@ async function fitPredictor(
     value: fitted.value.deviations.subarray(0, rank),
   };
   return fitTokenPredictor(
-    { tokens, key: joined(parts.key), value: joined(parts.value), recency: Float32Array.from(recency) },
+    { tokens, key: joined(parts.key), value: joined(parts.value), recency: joined(recency) },
     { key: joined(targets.key), value: joined(targets.value) },
     deviations,
     backend,

@@ -3,7 +3,7 @@
 // Does not know: how importances were measured, codecs. Source: evidence.md's token steps.
 
 import { KvtcError, invariant } from '../base/errors.ts';
-import type { StreamKind } from '../base/geometry.ts';
+import type { StreamKind, TokenRange } from '../base/geometry.ts';
 import { STREAMS } from '../base/geometry.ts';
 import { TOKEN_CLASS_MIN } from '../codec/wtc/classes.ts';
 import type { Backend } from '../linalg/backend.ts';
@@ -37,10 +37,16 @@ const MEAN_RECENCY = 1 / Math.LN2;
 
 /**
  * How near token `position` is to the end of `tokenCount`: log2 of tokenCount over the distance, less its mean over all
- * tokens, so that it moves bits between tokens at any length. Importance falls about as the distance (docs/levers.md).
+ * tokens, so that it moves bits between tokens at any length. Importance goes about as one over the distance
+ * (docs/levers.md).
  */
 export function recencyAt(position: number, tokenCount: number): number {
   return Math.log2(tokenCount / (tokenCount - position)) - MEAN_RECENCY;
+}
+
+/** recencyAt of a range's tokens, f32[tokens of the range]. */
+export function recencies({ startToken, endToken }: TokenRange, tokenCount: number): Float32Array {
+  return Float32Array.from({ length: endToken - startToken }, (_, t) => recencyAt(startToken + t, tokenCount));
 }
 
 export interface PredictorFit {

@@ -245,7 +245,7 @@ function runText({ file, result }: NamedResult<Evaluation>): string {
     .join(', ');
   const judged =
     settings.documents.length === 0
-      ? `Prefixes made up for the tasks`
+      ? 'Prefixes made up for the tasks'
       : `${settings.documents.length} documents (${documents}) of ${settings.prefixTokens} + ${settings.continuationTokens} tokens`;
   return [
     `${judged}, ${exactTokensText(result)}; ${profiles}, model \`${settings.modelFingerprint.slice(0, 12)}\`.`,
