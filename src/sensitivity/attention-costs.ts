@@ -19,10 +19,16 @@ import type { HeadRows } from './attention.ts';
 import { headCosts } from './attention.ts';
 import { headColumns, layerRows } from './layer-rows.ts';
 import { outputGram } from './output-gram.ts';
-import type { ProbeDocument } from './noise-probes.ts';
 
 /** Residual stream plus attention output, as llama.cpp names it in all graphs with separate norms. */
 const RESIDUAL_NAME = 'ffn_inp-';
+
+/** A prefix, and what reads its cache. */
+export interface ReadDocument {
+  readonly prefix: Int32Array;
+  /** Natural text after the prefix, then a copy of a passage of it. */
+  readonly continuation: Int32Array;
+}
 
 /** What one document showed. */
 export interface DocumentCosts extends ResidualSums {
@@ -51,7 +57,7 @@ export interface CostsOptions {
 /** Holds two contexts of the model: close it. */
 export interface CostMeter {
   /** Costs of the document that stands at `index` of the sample, which chooses its random pairs. */
-  measure(document: ProbeDocument, index: number): Promise<DocumentCosts>;
+  measure(document: ReadDocument, index: number): Promise<DocumentCosts>;
   close(): void;
 }
 
@@ -119,7 +125,7 @@ interface MeterParts {
 async function measureDocument(
   model: LlamaModel,
   { plain, watched, seen, factors }: MeterParts,
-  document: ProbeDocument,
+  document: ReadDocument,
   index: number,
   { backend, sinks, window, seed, pairs, signal }: CostsOptions,
 ): Promise<DocumentCosts> {
@@ -135,7 +141,8 @@ async function measureDocument(
   seen.queries.clear();
   seen.energies.fill(0);
   seen.counts.fill(0);
-  await watched.decode(document.continuation, { logits: 'none', signal });
+  await watched.decode(document.continuation, { logits: 'all', signal });
+  const queryWeights = uncertainties(watched.logits(document.continuation.length), model.vocabSize);
   const view = parseState(watched.getState());
   const range = { startToken: sinks, endToken: document.prefix.length - window };
   const blocks = { key: new Float32Array(heads * dim * dim), value: new Float32Array(heads * dim * dim) };
@@ -162,6 +169,7 @@ async function measureDocument(
             outputFactor: (factors[layer] as Float64Array).subarray(head * dim * dim, (head + 1) * dim * dim),
           };
         }),
+        queryWeights,
         rope,
       };
       const costs = await headCosts(rows, range, pairs, random, backend);
@@ -182,6 +190,26 @@ async function measureDocument(
     energies: seen.energies.slice(),
     counts: seen.counts.slice(),
   };
+}
+
+/**
+ * f32[rows]: 1 − Σ p² of each row of logits, the trace of the Fisher information of its distribution: an error moves
+ * little where the model is certain of the next token, as it is in a passage that it copies.
+ */
+export function uncertainties(logits: Float32Array, vocabulary: number): Float32Array {
+  return Float32Array.from({ length: logits.length / vocabulary }, (_, row) => {
+    const own = logits.subarray(row * vocabulary, (row + 1) * vocabulary);
+    let most = -Infinity;
+    for (const logit of own) most = Math.max(most, logit);
+    let sum = 0;
+    let squares = 0;
+    for (const logit of own) {
+      const p = Math.exp(logit - most);
+      sum += p;
+      squares += p * p;
+    }
+    return Math.max(0, 1 - squares / (sum * sum));
+  });
 }
 
 /** Mean metrics over documents, added one by one, and the mean squared length of the residual stream. */

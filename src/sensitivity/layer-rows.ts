@@ -1,27 +1,24 @@
-// Single layers of a sequence state as f32, and back. Does not know RoPE or what is done to the rows.
+// Single layers of a sequence state as f32. Does not know RoPE or what is done to the rows.
 
-import { decodeF16, encodeF16 } from '../base/half.ts';
+import { decodeF16 } from '../base/half.ts';
 import type { StreamKind } from '../base/geometry.ts';
 import { KvtcError } from '../base/errors.ts';
 import type { StateView } from '../engines/llama/state.ts';
-import { gatherRows, rowBytesOf, scatterRows } from '../engines/llama/state.ts';
+import { gatherRows, rowBytesOf } from '../engines/llama/state.ts';
 
 /** f32[tokens, kvHeads · headDim] of a layer, as the engine holds it. Throws KVTC_STATE_UNSUPPORTED unless f16. */
 export function layerRows(view: StateView, stream: StreamKind, layer: number): Float32Array {
-  requireHalves(view, stream);
+  const element = stream === 'key' ? view.keyType : view.valueType;
+  if (element !== 'f16') {
+    const message = `the ${stream} cache is ${element}; sensitivities are measured on f16 caches`;
+    throw new KvtcError('KVTC_STATE_UNSUPPORTED', message, { stream, element });
+  }
   const bytes = new Uint8Array(view.tokenCount * rowBytesOf(view, stream));
-  gatherRows(view, stream, ...whole(view, layer), bytes);
+  const layers = { startLayer: layer, endLayer: layer + 1 };
+  gatherRows(view, stream, layers, { startToken: 0, endToken: view.tokenCount }, bytes);
   const values = new Float32Array(bytes.length / 2);
   decodeF16(new Uint16Array(bytes.buffer), values);
   return values;
-}
-
-/** Writes a layer into the state's bytes, rounded to f16. */
-export function setLayerRows(view: StateView, stream: StreamKind, layer: number, values: Float32Array): void {
-  requireHalves(view, stream);
-  const halves = new Uint16Array(values.length);
-  encodeF16(values, halves);
-  scatterRows(view, stream, ...whole(view, layer), new Uint8Array(halves.buffer));
 }
 
 /** Columns of one head: f32[tokens, headDim]. */
@@ -33,18 +30,4 @@ export function headColumns(rows: Float32Array, width: number, head: number, hea
     out.set(rows.subarray(from, from + headDim), t * headDim);
   }
   return out;
-}
-
-function whole(view: StateView, layer: number) {
-  return [
-    { startLayer: layer, endLayer: layer + 1 },
-    { startToken: 0, endToken: view.tokenCount },
-  ] as const;
-}
-
-function requireHalves(view: StateView, stream: StreamKind): void {
-  const element = stream === 'key' ? view.keyType : view.valueType;
-  if (element === 'f16') return;
-  const message = `the ${stream} cache is ${element}; sensitivities are measured on f16 caches`;
-  throw new KvtcError('KVTC_STATE_UNSUPPORTED', message, { stream, element });
 }

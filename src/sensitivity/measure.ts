@@ -1,4 +1,4 @@
-// Measures a model's sensitivity by forward passes alone: texts → engine → attention costs, noise probes → the file that
+// Measures a model's sensitivity by forward passes alone: texts → engine → attention costs → the file that
 // kvtc_collect writes by gradients. Does not know how sensitivities are used.
 
 import { createHash } from 'node:crypto';
@@ -14,14 +14,11 @@ import type { TextGroup } from '../calibration/sample.ts';
 import { hashTokens, sampleDocuments } from '../calibration/sample.ts';
 import type { HeadMetrics, Sensitivity, TokenImportance } from '../calibration/sensitivity-file.ts';
 import { writeSensitivity } from '../calibration/sensitivity-file.ts';
-import { factorMetrics } from '../calibration/weighted-basis.ts';
 import type { LlamaModel } from '../engines/llama/session.ts';
 import type { Backend } from '../linalg/backend.ts';
 import type { ModelIdentity } from '../profile/profile.ts';
-import type { AttentionCosts, CostMeter, DocumentCosts } from './attention-costs.ts';
+import type { AttentionCosts, CostMeter, DocumentCosts, ReadDocument } from './attention-costs.ts';
 import { CostSums, openCostMeter } from './attention-costs.ts';
-import type { ProbeDocument, Probes } from './noise-probes.ts';
-import { probeNoise } from './noise-probes.ts';
 import { loadCosts, saveCosts } from './saved-costs.ts';
 
 /** docs/results.md has what fewer or more documents change. */
@@ -30,13 +27,6 @@ const SENSITIVITY_DEFAULTS = {
   prefixTokens: 1024,
   naturalTokens: 192,
   copyTokens: 192,
-  /**
-   * Documents that noise is put into, and the tokens of each part that are scored after it. None by default: the residual
-   * stream's energy weighs layers as well (SmolLM2: CR at the KL and copy KL of paper 16x 88, 77 without probes, 79, 72
-   * with 4 documents of them).
-   */
-  probedDocuments: 0,
-  probeTokens: 96,
   pairs: 1024,
   sinks: 4,
   window: 128,
@@ -44,16 +34,23 @@ const SENSITIVITY_DEFAULTS = {
 } as const;
 
 /**
- * Keys cost this many times what first order says: errors of scores act through an exponential. Without it SmolLM2 has
- * CR 77, 62 instead of 88, 77.
+ * Keys cost this many times what first order says: errors of scores act through an exponential. The energies of gradients'
+ * metrics give 6 on SmolLM2 and 2.4 on Qwen2.5-Coder-1.5B.
  */
 const KEY_WEIGHT = 4;
+
+/**
+ * An output's energy costs about the residual stream's own to this power less: 1 if all that mattered were the norm that
+ * follows, 0 if errors were carried to the last one. Gradients' metrics over these costs, layer by layer, give 0.65 and
+ * 0.73 (keys, values of SmolLM2) and 0.51 and 0.63 (of Qwen2.5-Coder-1.5B).
+ */
+const RESIDUAL_POWER = 0.65;
 
 /** Tokens between a copied passage and the ends of the prefix. */
 const COPY_MARGIN = 8;
 
 export interface MeasureOptions extends RunOptions {
-  /** Stays open. Weights of any type, but f32 or f16 for probes: quantised ones round activations, which drowns these. */
+  /** Stays open. Weights of any type. */
   readonly model: LlamaModel;
   readonly backend: Backend;
   /** Identity of the published model that `model` is a copy of; default: that of `model` itself. */
@@ -65,34 +62,28 @@ export interface MeasureOptions extends RunOptions {
   readonly workDirectory?: string | undefined;
   readonly documents?: number | undefined;
   readonly prefixTokens?: number | undefined;
-  readonly probedDocuments?: number | undefined;
   readonly seed?: number | undefined;
 }
 
 /**
- * Measures and writes a sensitivity file of method `forward`. Takes documents · (prefix + 384) + probedDocuments · layers
- * · 384 tokens of the engine's time. An interrupted measurement goes on with the document it was at, and ends in the same
- * bytes. Events: phases `sensitivity` (documents) and `probes`.
+ * Measures and writes a sensitivity file of method `forward`. Takes documents · (prefix + 384) tokens of the engine's time,
+ * and more of this process's. An interrupted measurement goes on with the document it was at, and ends in the same bytes.
+ * Event: phase `sensitivity` (documents).
  * Throws KVTC_OPTION_INVALID, KVTC_CALIBRATION_TEXT_SHORT, KVTC_MODEL_UNSUPPORTED, KVTC_ABORTED, KVTC_WRITE_FAILED, and
  * what the engine throws.
  */
 export async function measureSensitivity(options: MeasureOptions): Promise<Sensitivity> {
   const setting = settingsOf(options);
-  const { model, signal } = options;
-  const documents = probeDocuments(model, options.texts, setting);
+  const { model } = options;
+  const documents = sampledDocuments(model, options.texts, setting);
   const { costs, importance } = await measureCosts(documents, setting, options);
-  const probes: Probes[] = [];
-  for (const [index, document] of documents.slice(0, setting.probedDocuments).entries()) {
-    throwIfAborted(signal);
-    probes.push(await probeDocument(document, costs, index, setting, options));
-  }
   const { architecture, name, fingerprint, geometry } = options.identity ?? model.identity;
   const sensitivity: Sensitivity = {
     method: 'forward',
     producer: PRODUCER,
     model: { architecture, name, fingerprint, geometry },
     settings: setting,
-    metrics: scaleLayers(costs, probes, geometry.layers),
+    metrics: scaleLayers(costs, geometry.layers),
     importance: importanceOf(documents, importance),
   };
   await writeSensitivity(options.output, sensitivity);
@@ -106,7 +97,7 @@ function workDirectoryOf({ workDirectory, output }: MeasureOptions): string {
 
 /** Costs of all documents, from the work directory where they were measured before. */
 async function measureCosts(
-  documents: readonly ProbeDocument[],
+  documents: readonly ReadDocument[],
   setting: Setting,
   options: MeasureOptions,
 ): Promise<{ readonly costs: AttentionCosts; readonly importance: DocumentCosts['importance'][] }> {
@@ -139,8 +130,8 @@ async function measureCosts(
   return { costs: sums.mean(), importance };
 }
 
-function measurementKey(documents: readonly ProbeDocument[], setting: Setting): string {
-  const hash = createHash('sha256').update(JSON.stringify({ ...setting, probedDocuments: 0 }));
+function measurementKey(documents: readonly ReadDocument[], setting: Setting): string {
+  const hash = createHash('sha256').update(JSON.stringify({ ...setting, weighs: 'uncertainty' }));
   for (const { prefix, continuation } of documents) hash.update(hashTokens(prefix)).update(hashTokens(continuation));
   return hash.digest('hex');
 }
@@ -152,13 +143,11 @@ function settingsOf(options: MeasureOptions): Setting {
     ...SENSITIVITY_DEFAULTS,
     documents: options.documents ?? SENSITIVITY_DEFAULTS.documents,
     prefixTokens: options.prefixTokens ?? SENSITIVITY_DEFAULTS.prefixTokens,
-    probedDocuments: options.probedDocuments ?? SENSITIVITY_DEFAULTS.probedDocuments,
     seed: options.seed ?? SENSITIVITY_DEFAULTS.seed,
   };
   for (const [option, least, most] of [
     ['documents', 1, 4096],
     ['prefixTokens', setting.copyTokens + setting.window + setting.sinks + 2 * COPY_MARGIN, 1 << 20],
-    ['probedDocuments', 0, setting.documents],
     ['seed', 0, 2 ** 32 - 1],
   ] as const) {
     const got = setting[option];
@@ -170,7 +159,7 @@ function settingsOf(options: MeasureOptions): Setting {
 }
 
 /** Prefixes with their own continuation and, after it, the copy of a passage. */
-function probeDocuments(model: LlamaModel, texts: readonly TextGroup[], setting: Setting): ProbeDocument[] {
+function sampledDocuments(model: LlamaModel, texts: readonly TextGroup[], setting: Setting): ReadDocument[] {
   const { documents, prefixTokens, naturalTokens, copyTokens, seed } = setting;
   const documentTokens = prefixTokens + naturalTokens;
   const found = sampleDocuments(texts, {
@@ -192,83 +181,24 @@ function probeDocuments(model: LlamaModel, texts: readonly TextGroup[], setting:
     const continuation = new Int32Array(naturalTokens + copyTokens);
     continuation.set(tokens.subarray(prefixTokens));
     continuation.set(tokens.subarray(start, start + copyTokens), naturalTokens);
-    return { prefix: tokens.subarray(0, prefixTokens), continuation, naturalTokens };
+    return { prefix: tokens.subarray(0, prefixTokens), continuation };
   });
 }
 
-/** Probes all layers after the first tokens of both parts of a document's continuation. */
-async function probeDocument(
-  { prefix, continuation, naturalTokens }: ProbeDocument,
-  { metrics, residualEnergy }: AttentionCosts,
-  index: number,
-  setting: Setting,
-  { model, signal, onEvent }: MeasureOptions,
-): Promise<Probes> {
-  const { probeTokens } = setting;
-  const shortened = new Int32Array(2 * probeTokens);
-  shortened.set(continuation.subarray(0, probeTokens));
-  shortened.set(continuation.subarray(naturalTokens, naturalTokens + probeTokens), probeTokens);
-  const context = await model.createContext({
-    contextTokens: prefix.length + shortened.length,
-    batchTokens: Math.max(512, shortened.length),
-  });
-  try {
-    return await probeNoise(
-      { prefix, continuation: shortened, naturalTokens: probeTokens },
-      {
-        model: model.identity,
-        vocabulary: model.vocabSize,
-        context,
-        factors: { key: factorMetrics(metrics.key), value: factorMetrics(metrics.value) },
-        expected: residualEnergy.map((energy) => 1 / energy),
-        sinks: setting.sinks,
-        window: setting.window,
-        seed: (setting.seed + 1) * 1000 * (index + 1),
-        signal,
-        onEvent,
-      },
-    );
-  } finally {
-    context.close();
-  }
-}
-
-/**
- * Metrics that compare between layers and streams: energies over the residual stream's own, which the next norm divides
- * by. With probes, the geometric mean of that and KL over noise: probes alone are noisier than what they correct.
- */
-function scaleLayers(
-  { metrics, residualEnergy }: AttentionCosts,
-  probes: readonly Probes[],
-  layers: number,
-): Record<StreamKind, HeadMetrics> {
-  const scaled: Partial<Record<StreamKind, HeadMetrics>> = {};
-  for (const stream of STREAMS) {
-    const assumed = residualEnergy.map((energy) => (stream === 'key' && probes.length === 0 ? KEY_WEIGHT : 1) / energy);
-    const scales = probes.length === 0 ? assumed : probedScales(stream, probes, assumed);
+/** Metrics that compare between layers and streams: energies over a power of the residual stream's own. */
+function scaleLayers({ metrics, residualEnergy }: AttentionCosts, layers: number): Record<StreamKind, HeadMetrics> {
+  const scaled = (stream: StreamKind): HeadMetrics => {
     const { blocks } = metrics[stream];
     const perLayer = blocks.length / layers;
-    scaled[stream] = {
-      ...metrics[stream],
-      blocks: blocks.map((value, i) => value * scales[Math.floor(i / perLayer)]!),
-    };
-  }
-  return scaled as Record<StreamKind, HeadMetrics>;
-}
-
-/** A layer that shows nothing under noise is taken at a hundredth of the median: it would be a hole otherwise. */
-function probedScales(stream: StreamKind, probes: readonly Probes[], assumed: Float64Array): Float64Array {
-  const shown = assumed.map((_, layer) => {
-    const sum = (part: keyof Probes): number => probes.reduce((total, p) => total + p[part][stream][layer]!, 0);
-    const energy = sum('energy');
-    return energy > 0 ? (sum('natural') + sum('copy')) / energy : 0;
-  });
-  const least = shown.toSorted()[shown.length >> 1]! / 100;
-  return assumed.map((scale, layer) => Math.sqrt(scale * Math.max(least, shown[layer]!)));
+    const weight = stream === 'key' ? KEY_WEIGHT : 1;
+    const scales = residualEnergy.map((energy) => weight / energy ** RESIDUAL_POWER);
+    return { ...metrics[stream], blocks: blocks.map((value, i) => value * scales[Math.floor(i / perLayer)]!) };
+  };
+  return { key: scaled('key'), value: scaled('value') };
 }
 
 function importanceOf(
-  documents: readonly ProbeDocument[],
+  documents: readonly ReadDocument[],
   measured: readonly DocumentCosts['importance'][],
 ): TokenImportance {
   const documentTokens = documents[0]?.prefix.length ?? 0;
