@@ -73,8 +73,8 @@ describe('the published results', () => {
       );
       assert.match(page, /\* rows, kvtc 16x, KL: 0\.018 against 0\.012\. Made up for a test\./u);
       assert.match(page, /\* rows, kvtc 16x, copy KL: 0\.2 against 0\.0429\. not explained yet/u);
-      assert.match(page, /Where kvtc loses\n\n\* made up codec: smaller and closer in prediction/u);
-      assert.match(page, /copying suffers more than prediction at kvtc 16x/u);
+      assert.match(page, /Where kvtc loses\n\n\* Exact:\n {2}\* made up codec: smaller and closer in prediction/u);
+      assert.match(page, /copying suffers more than prediction, over three times the KL, at kvtc 16x/u);
       assert.match(page, /\| wtc 32x \| 33\.00 \| 30\.00 \|/u);
       assert.match(page, /At equal loss[^|]+[^\n]+\n[^\n]+\n\| kvtc 16x \| 18\.4; 10\.7 \| wtc \| 46\.7 \| 42\.4 \|/u);
       assert.match(page, /window of 128 exact \(kvtc\), coded finer \(wtc\); profile kvtc `0000/u);

@@ -10,7 +10,7 @@ import type { Comparison } from './compare.ts';
 import { openComparison } from './compare.ts';
 import { losesText } from './loses.ts';
 import type { Evidence, ModelResults, NamedResult, Oracle, OracleFigures } from './read.ts';
-import { markdown, nats, percent } from './words.ts';
+import { markdown, nats, percent, runTitle } from './words.ts';
 
 /** Shares of the width at which captured energy is told. */
 const ENERGY_SHARES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5];
@@ -43,7 +43,7 @@ function modelText(model: ModelResults, explanations: Readonly<Record<string, st
       const { tokens, ratio, prefillMs, restoreMs, restoreSpeedup, machine } = result;
       return `### Speed\n\n${tokens} tokens at ${ratio}x: prefill ${(prefillMs / 1000).toFixed(2)} s, restore ${(restoreMs.median / 1000).toFixed(3)} s, ${restoreSpeedup.toFixed(1)} times faster. ${machine.processor.trim()}, ${machine.threads} threads, llama.cpp ${machine.engine} (\`${file}\`).\n`;
     }),
-    losesText(evaluations.map(({ result }) => result)),
+    losesText(evaluations),
     deviationsText(compare, explanations),
   ];
   return [title, ...parts.filter((part) => part !== '')].join('\n');
@@ -55,7 +55,8 @@ const ORACLE_PREFIX = 3072;
 function evaluationText(id: string, one: NamedResult<Evaluation>, oracle: Oracle, compare: Comparison): string {
   const { rows, floor, settings, closeUp } = one.result;
   const exact = settings.weights !== 'as-is';
-  if (settings.documents.length === 0) return ['### Tasks\n', runText(one), tasksText([floor, ...rows])].join('\n');
+  if (settings.documents.length === 0)
+    return [`### ${runTitle(one.file)}\n`, runText(one), tasksText([floor, ...rows])].join('\n');
   // The oracle ran in f32 and on short prefixes: nothing else has a figure of its to stand beside.
   const reference = exact && settings.prefixTokens === ORACLE_PREFIX ? oracle : { ...oracle, rows: {}, rivals: {} };
   const table = exact ? 'rows' : 'as-is';
@@ -66,7 +67,7 @@ function evaluationText(id: string, one: NamedResult<Evaluation>, oracle: Oracle
   const perplexity = (row: EvaluationRow): string => row.perplexityRestored.toFixed(2);
   const longer = settings.prefixTokens === ORACLE_PREFIX ? '' : `, prefixes of ${settings.prefixTokens} tokens`;
   return [
-    `### ${exact ? `Weights in ${settings.weights}` : 'Weights as published'}${longer}\n`,
+    `### ${runTitle(one.file)}: ${exact ? `weights in ${settings.weights}` : 'weights as published'}${longer}\n`,
     runText(one),
     markdown(
       ['', 'paper ratio', 'every byte', 'KL', 'copy KL', 'top-1', 'perplexity'],
@@ -217,7 +218,9 @@ function ablationText(
     return [name, ...figureCells(`${id}/ablations/${name}`, row, theirs, floor, compare)];
   });
   const heading = ['', 'paper ratio', 'every byte', 'KL', 'copy KL', 'top-1'];
-  return ['### Ablations\n', runText(one), markdown(heading, [...lines, floorCells(floor, settings)])].join('\n');
+  return [`### ${runTitle(one.file)}\n`, runText(one), markdown(heading, [...lines, floorCells(floor, settings)])].join(
+    '\n',
+  );
 }
 
 /** An exact cache whose last bits are perturbed, on as many documents as it was measured on. */

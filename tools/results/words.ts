@@ -1,4 +1,6 @@
-// Numbers and tables of docs/results.md as Markdown. Does not know: what they are of.
+// Titles, numbers and tables of docs/results.md as Markdown. Does not know: what they are of.
+
+import { basename } from 'node:path';
 
 export function markdown(heading: readonly string[], rows: readonly (readonly string[])[]): string {
   const line = (cells: readonly string[]): string => `| ${cells.join(' | ')} |`;
@@ -12,4 +14,10 @@ export function nats(value: number): string {
 
 export function percent(share: number): string {
   return `${(100 * share).toFixed(1)} %`;
+}
+
+/** What a result's file is called: `bench/results/m/both-codecs-6-documents.json` is "Both codecs, 6 documents". */
+export function runTitle(file: string): string {
+  const name = basename(file, '.json').replace(/-(\d+)-documents$/u, ', $1 documents');
+  return name.slice(0, 1).toUpperCase() + name.slice(1).replaceAll('-', ' ');
 }
