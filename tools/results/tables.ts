@@ -249,7 +249,7 @@ function runText({ file, result }: NamedResult<Evaluation>): string {
   const judged =
     settings.documents.length === 0
       ? 'Prefixes made up for the tasks'
-      : `${settings.documents.length} documents (${documents}) of ${settings.prefixTokens} + ${settings.continuationTokens} tokens`;
+      : `${settings.documents.length} ${settings.documents.length === 1 ? 'document' : 'documents'} (${documents}) of ${settings.prefixTokens} + ${settings.continuationTokens} tokens`;
   return [
     `${judged}, ${exactTokensText(result)}; ${profiles}, model \`${settings.modelFingerprint.slice(0, 12)}\`.`,
     `${machine.processor}, ${machine.threads} threads, llama.cpp ${machine.engine}, Node ${machine.node}; ${time}, at commit \`${(commit ?? 'not recorded').slice(0, 12)}\`: \`${command ?? 'not recorded'}\` (\`${file}\`).\n`,

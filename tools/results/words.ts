@@ -18,6 +18,6 @@ export function percent(share: number): string {
 
 /** What a result's file is called: `bench/results/m/both-codecs-6-documents.json` is "Both codecs, 6 documents". */
 export function runTitle(file: string): string {
-  const name = basename(file, '.json').replace(/-(\d+)-documents$/u, ', $1 documents');
+  const name = basename(file, '.json').replace(/-(\d+)-(documents?)$/u, ', $1 $2');
   return name.slice(0, 1).toUpperCase() + name.slice(1).replaceAll('-', ' ');
 }
