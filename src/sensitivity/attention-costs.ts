@@ -141,8 +141,7 @@ async function measureDocument(
   seen.queries.clear();
   seen.energies.fill(0);
   seen.counts.fill(0);
-  await watched.decode(document.continuation, { logits: 'all', signal });
-  const queryWeights = uncertainties(watched.logits(document.continuation.length), model.vocabSize);
+  await watched.decode(document.continuation, { logits: 'none', signal });
   const view = parseState(watched.getState());
   const range = { startToken: sinks, endToken: document.prefix.length - window };
   const blocks = { key: new Float32Array(heads * dim * dim), value: new Float32Array(heads * dim * dim) };
@@ -169,7 +168,6 @@ async function measureDocument(
             outputFactor: (factors[layer] as Float64Array).subarray(head * dim * dim, (head + 1) * dim * dim),
           };
         }),
-        queryWeights,
         rope,
       };
       const costs = await headCosts(rows, range, pairs, random, backend);
@@ -190,26 +188,6 @@ async function measureDocument(
     energies: seen.energies.slice(),
     counts: seen.counts.slice(),
   };
-}
-
-/**
- * f32[rows]: 1 − Σ p² of each row of logits, the trace of the Fisher information of its distribution: an error moves
- * little where the model is certain of the next token, as it is in a passage that it copies.
- */
-export function uncertainties(logits: Float32Array, vocabulary: number): Float32Array {
-  return Float32Array.from({ length: logits.length / vocabulary }, (_, row) => {
-    const own = logits.subarray(row * vocabulary, (row + 1) * vocabulary);
-    let most = -Infinity;
-    for (const logit of own) most = Math.max(most, logit);
-    let sum = 0;
-    let squares = 0;
-    for (const logit of own) {
-      const p = Math.exp(logit - most);
-      sum += p;
-      squares += p * p;
-    }
-    return Math.max(0, 1 - squares / (sum * sum));
-  });
 }
 
 /** Mean metrics over documents, added one by one, and the mean squared length of the residual stream. */

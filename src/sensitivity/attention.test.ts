@@ -35,7 +35,6 @@ function example(readers: number): HeadRows {
         i % DIM > Math.floor(i / DIM) ? 0 : random.normal(),
       ),
     })),
-    queryWeights: Float32Array.from({ length: QUERIES }, () => random.uniform()),
     rope,
   };
 }
@@ -63,7 +62,7 @@ function outputs({ keys, values, readers }: HeadRows): number[] {
   return all;
 }
 
-/** Energy that errors `error` (before RoPE) in the rows of one token move the outputs by, weighed by query. */
+/** Energy that errors `error` (before RoPE) in the rows of one token move the outputs by. */
 function movedEnergy(rows: HeadRows, stream: 'keys' | 'values', token: number, error: Float32Array): number {
   const before = outputs(rows);
   const changed = rows[stream].slice();
@@ -71,8 +70,7 @@ function movedEnergy(rows: HeadRows, stream: 'keys' | 'values', token: number, e
   if (stream === 'keys') applyRope(turned, Int32Array.of(token), rope, { heads: 1, headDim: DIM });
   for (let d = 0; d < DIM; d++) changed[token * DIM + d]! += turned[d]!;
   const after = outputs({ ...rows, [stream]: changed });
-  const weightOf = (i: number): number => rows.queryWeights[Math.floor(i / DIM) % QUERIES]!;
-  return after.reduce((sum, value, i) => sum + weightOf(i) * (value - before[i]!) ** 2, 0);
+  return after.reduce((sum, value, i) => sum + (value - before[i]!) ** 2, 0);
 }
 
 test('metrics and importances give what small errors really move the outputs by', async () => {

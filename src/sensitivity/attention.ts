@@ -18,8 +18,6 @@ export interface HeadRows {
   readonly values: Float32Array;
   /** Per query head: f32[queries, headDim] of the last `queries` tokens, and the factor L of its output Gram matrix L·Lᵀ. */
   readonly readers: readonly { readonly queries: Float32Array; readonly outputFactor: Float64Array }[];
-  /** f32[queries]: what an energy of the output counts for at each query. */
-  readonly queryWeights: Float32Array;
   /** Null for models whose keys are not rotated. */
   readonly rope: RopeDescription | null;
 }
@@ -30,13 +28,13 @@ export interface AttentionRange {
   readonly endToken: number;
 }
 
-/** Sums over the queries, each weighed by w. */
+/** Sums over the queries. */
 export interface HeadCosts {
-  /** f64[headDim, headDim]: Σ w·A²·‖v − o‖²_G·q̃·q̃ᵀ / headDim, mean over the tokens; q̃ = the query turned back to the token's position. */
+  /** f64[headDim, headDim]: Σ A²·‖v − o‖²_G·q̃·q̃ᵀ / headDim, mean over the tokens; q̃ = the query turned back to the token's position. */
   readonly keyMetric: Float64Array;
-  /** f64[headDim, headDim]: Σ w·A²·G, mean over the tokens. */
+  /** f64[headDim, headDim]: Σ A²·G, mean over the tokens. */
   readonly valueMetric: Float64Array;
-  /** f64[tokens of the range]: Σ w·A²·‖v − o‖²_G and Σ w·A²·tr G. */
+  /** f64[tokens of the range]: Σ A²·‖v − o‖²_G and Σ A²·tr G. */
   readonly keyImportance: Float64Array;
   readonly valueImportance: Float64Array;
 }
@@ -52,7 +50,7 @@ export async function headCosts(
   random: Random,
   backend: Backend,
 ): Promise<HeadCosts> {
-  const { headDim: dim, keys, values, queryWeights } = rows;
+  const { headDim: dim, keys, values } = rows;
   const tokens = keys.length / dim;
   const count = range.endToken - range.startToken;
   invariant(count > 0 && range.endToken <= tokens && values.length === keys.length, 'range lies in the rows');
@@ -70,9 +68,9 @@ export async function headCosts(
       await keyMatrix.multiply(queries, queryCount, attention);
       causalSoftmax(attention, queryCount, tokens, 1 / Math.sqrt(dim));
       const moved = await outputMoves(values, attention, queryCount, tokens, outputFactor, dim, backend);
-      const mass = addImportances(costs, attention, moved, queryWeights, tokens, range, traceOf(outputFactor));
+      const mass = addImportances(costs, attention, moved, queryCount, tokens, range, traceOf(outputFactor));
       addGram(costs.valueMetric, outputFactor, dim, mass / count);
-      // `attention` now holds w·A²·‖v − o‖² within the range.
+      // `attention` now holds A²·‖v − o‖² within the range.
       addQueryMoments(costs.keyMetric, attention, queries, { rows, range, tokens, pairs, random });
     }
   } finally {
@@ -152,20 +150,20 @@ function energies(rows: Float32Array, dim: number): Float64Array {
   });
 }
 
-/** Adds importances, replaces attention by the keys' weights within the range, and returns Σ w·A² over the range. */
+/** Adds importances, replaces attention by the keys' weights within the range, and returns Σ A² over the range. */
 function addImportances(
   { keyImportance, valueImportance }: HeadCosts,
   attention: Float32Array,
   { cross, valueEnergy, outputEnergy }: OutputMoves,
-  queryWeights: Float32Array,
+  queryCount: number,
   tokens: number,
   { startToken, endToken }: AttentionRange,
   outputTrace: number,
 ): number {
   let mass = 0;
-  for (let q = 0; q < queryWeights.length; q++) {
+  for (let q = 0; q < queryCount; q++) {
     for (let t = startToken, at = q * tokens + startToken; t < endToken; t++, at++) {
-      const squared = queryWeights[q]! * attention[at]! * attention[at]!;
+      const squared = attention[at]! * attention[at]!;
       const weight = squared * Math.max(0, valueEnergy[t]! - 2 * cross[at]! + outputEnergy[q]!);
       attention[at] = weight;
       keyImportance[t - startToken]! += weight;
