@@ -31,7 +31,7 @@ function losses(rows: readonly EvaluationRow[], prefixTokens: number): string[] 
     return half ? [`${treatment} stores ${effectiveRatio.toFixed(1)} times less, not ${paperRatio.toFixed(1)}`] : [];
   });
   return [
-    ...curves.flatMap((curve) => lossesToOthers(curve, others)),
+    ...seriesNames(rows).flatMap((series, i) => lossesToOthers(series, curves[i] ?? [], others)),
     weak.length === 0
       ? ''
       : `copying suffers more than prediction, over three times the KL, at ${weak.map(({ treatment }) => treatment).join(', ')}`,
@@ -43,14 +43,13 @@ function losses(rows: readonly EvaluationRow[], prefixTokens: number): string[] 
 }
 
 /** What codecs of others do better than one curve of ours. */
-function lossesToOthers(curve: readonly EvaluationRow[], others: readonly EvaluationRow[]): string[] {
+function lossesToOthers(series: string, curve: readonly EvaluationRow[], others: readonly EvaluationRow[]): string[] {
   const least = Math.min(...curve.map(({ effectiveRatio }) => effectiveRatio ?? Infinity));
   const finest = curve.toSorted((a, b) => a.klNats - b.klNats)[0];
   const closer = others.filter((row) => finest !== undefined && row.klNats < finest.klNats);
   const beaten = (['klNats', 'copyKlNats'] as const).flatMap((measure) => {
     const { beating } = comparison([...curve, ...others], measure);
     const what = measure === 'klNats' ? 'prediction' : 'copying';
-    const series = curve[0] === undefined ? '' : seriesOf(curve[0]);
     return beating.length === 0
       ? []
       : [`${beating.join(', ')}: smaller and closer in ${what} than some ratio of ${series}`];
