@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("model", type=Path, metavar="MODEL.gguf")
         texts = verb.add_mutually_exclusive_group(required=True)
         texts.add_argument("--documents", type=Path, help="safetensors with documents i32 [n, T]: token ids")
-        texts.add_argument("--text", type=Path, nargs="+", help="text files or folders, cut in the order given")
+        texts.add_argument("--text", type=Path, nargs="+", help="text files or folders, which take turns")
         verb.add_argument("--documents-count", type=int, help="default: all of --documents, 48 of --text")
         verb.add_argument("--device", choices=("cuda", "cpu"), default="cpu")
         verb.add_argument("--sinks", type=int, default=4, help="first tokens left out (default 4)")

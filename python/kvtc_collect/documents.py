@@ -80,22 +80,42 @@ def read_documents(path: Path, needed_tokens: int, count: int | None, vocabulary
 
 
 def cut_documents(paths: Sequence[Path], tokenizer: Tokenizer, length: int, count: int) -> torch.Tensor:
-    """i32[count, length] from the texts in the order given, joined by blank lines; a folder gives its files by name.
+    """i32[count, length]: ``length`` tokens of every text before more of any, so that no few texts make the sample.
 
+    Paths take turns, a folder giving its files by name; a text that is used up is left out of later rounds. Texts are
+    joined by blank lines and the whole is cut, so a document may hold the end of one text and the start of the next.
     Raises KVTC_FILE_NOT_FOUND, KVTC_CALIBRATION_TEXT_SHORT.
     """
+    needed = count * length
+    texts = in_turn([text_files(path) for path in paths])
+    rest: dict[Path, list[int]] = {}
     ids: list[int] = []
-    for path in paths:
-        if not path.exists():
-            raise CollectError("KVTC_FILE_NOT_FOUND", f"--text {path} does not exist")
-        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-            if len(ids) >= count * length:
+    while texts and len(ids) < needed:
+        for file in texts:
+            if len(ids) >= needed:
                 break
-            text = file.read_bytes().decode("utf-8", errors="replace")
-            ids.extend(tokenizer.encode(text + "\n\n", add_special_tokens=False).ids)
-    if len(ids) < count * length:
+            if file not in rest:
+                text = file.read_bytes().decode("utf-8", errors="replace")
+                rest[file] = tokenizer.encode(text + "\n\n", add_special_tokens=False).ids
+            ids.extend(rest[file][:length])
+            rest[file] = rest[file][length:]
+        texts = [file for file in texts if rest.get(file)]
+    if len(ids) < needed:
         raise CollectError(
             "KVTC_CALIBRATION_TEXT_SHORT",
-            f"the texts give {len(ids)} tokens; {count} documents of {length} need {count * length}",
+            f"the texts give {len(ids)} tokens; {count} documents of {length} need {needed}",
         )
-    return torch.tensor(ids[: count * length], dtype=torch.int32).reshape(count, length)
+    return torch.tensor(ids[:needed], dtype=torch.int32).reshape(count, length)
+
+
+def text_files(path: Path) -> list[Path]:
+    """A file, or a folder's files by name. Raises KVTC_FILE_NOT_FOUND."""
+    if not path.exists():
+        raise CollectError("KVTC_FILE_NOT_FOUND", f"--text {path} does not exist")
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def in_turn(lists: Sequence[Sequence[Path]]) -> list[Path]:
+    """The first of every list, then the second of every list that has one, and so on."""
+    longest = max(map(len, lists), default=0)
+    return [files[i] for i in range(longest) for files in lists if i < len(files)]

@@ -19,6 +19,7 @@ from .gguf_model import ModelFacts
 from .gradients import device_of, prefix_rows
 from .head_order import engine_key_order
 from .tensor_file import write_tensors
+from .token_features import TokenMoments, token_features
 
 FORMAT = "kvtc-moments"
 VERSION = "1"
@@ -74,15 +75,20 @@ def collect_moments(
     if not 0 <= sinks < documents.shape[1]:
         raise CollectError("KVTC_OPTION_INVALID", f"--sinks {sinks} of documents of {documents.shape[1]} tokens")
     moments: dict[str, StreamMoments] = {}
+    of_tokens: TokenMoments | None = None
     for index, document in enumerate(documents):
-        for stream, rows in document_rows(model, facts, document, sinks).items():
+        streams = document_rows(model, facts, document, sinks)
+        for stream, rows in streams.items():
             if not torch.isfinite(rows).all():
                 raise CollectError("KVTC_ROWS_NOT_FINITE", f"document {index}: a {stream} row is not finite")
             if stream not in moments:
                 moments[stream] = StreamMoments(rows)
             moments[stream].add(rows)
+        features = token_features(model, document.long())[sinks:]
+        of_tokens = of_tokens or TokenMoments(features.shape[1], features.device)
+        of_tokens.add(features, {stream: rows - moments[stream].shift for stream, rows in streams.items()})
         on_step()
-    tensors: dict[str, torch.Tensor] = {"documents": documents}
+    tensors: dict[str, torch.Tensor] = {"documents": documents} | (of_tokens.tensors() if of_tokens else {})
     for stream, sums in moments.items():
         tensors |= sums.tensors(stream)
     about = {

@@ -19,7 +19,7 @@ import torch
 
 from kvtc_collect.__main__ import main
 from kvtc_collect.compare_profile import compare, covariance
-from kvtc_collect.documents import gguf_tokenizer
+from kvtc_collect.documents import cut_documents, gguf_tokenizer
 from kvtc_collect.errors import CollectError
 from kvtc_collect.gguf_model import ModelFacts, check_weights, load_model, open_gguf, read_facts
 from kvtc_collect.gradients import (
@@ -33,6 +33,7 @@ from kvtc_collect.head_order import HALF_SPLIT, INTERLEAVED, engine_key_order, t
 from kvtc_collect.moments import collect_moments, document_rows
 from kvtc_collect.sensitivity import Settings, collect_sensitivity, continuation_of, importance
 from kvtc_collect.tensor_file import read_tensors, write_tensors
+from kvtc_collect.token_features import token_features
 
 from . import tiny_gguf as tiny
 
@@ -223,6 +224,36 @@ class CollectTests(unittest.TestCase):
             self.assertLess(max(abs(b - c) for _, c, b in result.ranks), 1e-9)
             worse = compare(tensors, {**best, f"{stream}.basis": vectors.T[:8]}, stream)
             self.assertGreater(max(b - c for _, c, b in worse.ranks), 0.1)
+            features = torch.cat([token_features(model, d.long())[4:] for d in documents]).double()
+            shifted = rows - tensors[f"{stream}.shift"].double()
+            cross = tensors[f"{stream}.token"].double()
+            torch.testing.assert_close(cross, shifted.T @ features / len(rows), atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(tensors["token.mean"], features.mean(dim=0))
+
+    def test_features_are_the_embeddings_of_a_token_and_its_predecessor(self) -> None:
+        model, _, weights, _ = self.tiny("llama")
+        ids = self.documents(1)[0].long()
+        features = token_features(model, ids)
+        table = torch.from_numpy(np.array(weights["token_embd.weight"], dtype=np.float32))[ids]
+        own = table / table.square().mean(dim=1, keepdim=True).sqrt()
+        before = torch.cat([torch.zeros_like(own[:1]), own[:-1]])
+        torch.testing.assert_close(features, torch.cat([own, before], dim=1))
+
+    def test_texts_take_turns(self) -> None:
+        *_, path = self.tiny("llama")
+        tokenizer = gguf_tokenizer(open_gguf(path))
+        for name, text in (("a/1", "A" * 6), ("a/2", "B" * 9), ("b/1", "C" * 2), ("b/2", "D" * 6)):
+            file = self.folder / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
+        folders = [self.folder / "a", self.folder / "b"]
+        documents = cut_documents(folders, tokenizer, 4, 5)
+        names = {ord(letter) - 33: letter for letter in "ABCD"}
+        read = "".join(names.get(int(id), "-") for id in documents.flatten())
+        # Four of each text, or the whole of it and its blank line; then what is left of each.
+        self.assertEqual(read.replace("-", ""), "AAAACCBBBBDDDDAABBBB"[: len(read.replace("-", ""))])
+        self.assert_code("KVTC_CALIBRATION_TEXT_SHORT", lambda: cut_documents(folders, tokenizer, 4, 9))
+        self.assert_code("KVTC_FILE_NOT_FOUND", lambda: cut_documents([self.folder / "c"], tokenizer, 4, 1))
 
     def test_the_command_line_measures_and_reports(self) -> None:
         *_, path = self.tiny("llama")
