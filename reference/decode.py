@@ -7,13 +7,15 @@ paper.py, wtc.py and rows.py beside it follow the pages.
   decode.py check FILE...            check every rule and checksum; a JSON line per file; exit status 3 if one is refused
   decode.py chunks FILE [--profile P]
                                      JSON: header, and sha256 of every decoded part; wtc needs the profile
-  decode.py rows FILE --profile P --stream key|value [--tokens A:B] -o OUT
+  decode.py rows FILE --profile P --stream key|value [--tokens A:B] [--embeddings E] -o OUT
                                      rebuilt rows, f32 little-endian [tokens][layers][kv heads][head dim], as the engine
-                                     holds them (keys rotated)
+                                     holds them (keys rotated); a profile of version 3 needs the model's input embedding
+                                     as well, f32 little-endian [vocabulary][width]
 """
 import argparse
 import hashlib
 import json
+import struct
 import sys
 
 from container import Refused, STREAMS, f32_bytes, i32_bytes, read_container
@@ -30,6 +32,12 @@ def sha256(raw):
 def read_bytes(path):
     with open(path, "rb") as file:
         return file.read()
+
+
+def read_embeddings(data, profile):
+    """id -> one token's embedding."""
+    width = profile["token"]["width"] if "token" in profile else 1
+    return lambda token: struct.unpack_from(f"<{width}f", data, 4 * width * token)
 
 
 def describe(container, profile=None):
@@ -71,6 +79,7 @@ def main():
     rows.add_argument("--profile", required=True)
     rows.add_argument("--stream", choices=STREAMS, required=True)
     rows.add_argument("--tokens", default=":")
+    rows.add_argument("--embeddings")
     rows.add_argument("-o", "--out", required=True)
     options = parser.parse_args()
     if options.command == "check":
@@ -87,7 +96,8 @@ def main():
             return 0
         first, _, last = options.tokens.partition(":")
         start, end = int(first or 0), min(int(last or 2 ** 31), container["header"]["tokenCount"])
-        rebuilt = rebuild_rows(container, profile, options.stream, start, end)
+        embeddings = options.embeddings and read_embeddings(read_bytes(options.embeddings), profile)
+        rebuilt = rebuild_rows(container, profile, options.stream, start, end, embeddings)
         with open(options.out, "wb") as file:
             for row in rebuilt:
                 file.write(f32_bytes(row))

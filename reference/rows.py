@@ -24,8 +24,8 @@ def read_profile(data, header):
     metadata = entries.pop("__metadata__", {})
     require(metadata.get("format") == "kvtc-profile", bad, "not a profile")
     version = metadata.get("version")
-    require(version in ("1", "2"), "PROFILE_VERSION", f"profile version {version}")
-    require(version == "1" or metadata.get("codec") == "wtc", bad, "version 2 is for wtc")
+    require(version in ("1", "2", "3"), "PROFILE_VERSION", f"profile version {version}")
+    require(version == "1" or metadata.get("codec") == "wtc", bad, f"version {version} is for wtc")
     codec = "kvtc-paper" if version == "1" else "wtc"
     require(codec == header["codec"], "PROFILE_MISMATCH", f"the profile is for {codec}")
     tensors = data[8 + size:]
@@ -33,6 +33,11 @@ def read_profile(data, header):
     require(identity == metadata.get("id"), bad, "the profile's contents do not hash to its id")
     require(identity == header["profileId"], "PROFILE_MISMATCH", f"the file names profile {header['profileId']}")
     layers, streams = header["model"]["geometry"]["layers"], {}
+    if version == "3":
+        dims, doubled = entries["token.features"]["shape"]
+        streams["token"] = dict(dims=dims, width=doubled // 2,
+                                features=tensor(entries, tensors, "token.features", "F32", [dims, doubled]),
+                                offsets=tensor(entries, tensors, "token.offsets", "F32", [dims]))
     for stream in STREAMS:
         width = layers * layer_width(header, stream)
         mean = tensor(entries, tensors, stream + ".mean", "F32", [width])
@@ -53,6 +58,10 @@ def read_profile(data, header):
         streams[stream] = dict(mean=mean, rank=rank, row=row,
                                scales=tensor(entries, tensors, stream + ".scales", "I16", [rank]),
                                family=wtc.Family(tensor(entries, tensors, stream + ".tables", "F32", family)))
+        if version == "3":
+            shape = entries[stream + ".expected"]["shape"]
+            require(shape[0] <= rank and shape[1] == dims, bad, stream + ".expected")
+            streams[stream]["expected"] = tensor(entries, tensors, stream + ".expected", "F32", shape)
     return streams
 
 
@@ -62,6 +71,26 @@ def tensor(entries, tensors, name, kind, shape):
     require(entry["dtype"] == kind and entry["shape"] == shape, "PROFILE_MALFORMED", name)
     code = {"F32": "f", "F16": "e", "I8": "b", "I16": "h"}[kind]
     return struct.unpack("<%d%s" % (math.prod(shape), code), tensors[slice(*entry["data_offsets"])])
+
+
+def token_features(tokens, t, token, embeddings):
+    """z of token t: features of its own embedding and its predecessor's, less offsets; embeddings(id) gives one."""
+    def normalised(index):
+        values = embeddings(tokens[index]) if index >= 0 else [0.0] * token["width"]
+        scale = 1 / math.sqrt(sum(v * v for v in values) / len(values) + 1e-12)
+        return [v * scale for v in values]
+
+    both = normalised(t) + normalised(t - 1)
+    return [sum(token["features"][d * len(both) + i] * v for i, v in enumerate(both)) - token["offsets"][d]
+            for d in range(token["dims"])]
+
+
+def expect(coefficients, stream, z):
+    """Coefficients of one token with what its id lets expect, as far as it reaches."""
+    dims, out = len(z), list(coefficients)
+    for i in range(min(len(out), len(stream["expected"]) // dims)):
+        out[i] += sum(stream["expected"][i * dims + d] * z[d] for d in range(dims))
+    return out
 
 
 def synthesise(coefficients, profile):
@@ -122,8 +151,14 @@ def exact_values(raw, element):
     return list(struct.unpack("<%d%s" % (len(raw) // (4 if element == "f32" else 2), "f" if element == "f32" else "e"), raw))
 
 
-def rebuild_rows(container, profile, stream, start, end):
-    """Rows of tokens [start, end) of a stream, as the engine holds them: lists of p floats."""
+def rebuild_rows(container, profile, stream, start, end, embeddings=None):
+    """Rows of tokens [start, end) of a stream, as the engine holds them: lists of p floats.
+
+    embeddings(id) gives a token's input embedding; a profile of version 3 needs it, and the file its token ids.
+    """
+    needed = "token" in profile
+    require(not needed or embeddings, "OPTION_INVALID", "the profile needs the model's embeddings")
+    require(not needed or container["tokens"], "STATE_UNSUPPORTED", "the profile needs token ids")
     header = container["header"]
     plans, width = read_plans(header), layer_width(header, stream)
     rows = {}
@@ -137,6 +172,9 @@ def rebuild_rows(container, profile, stream, start, end):
         if chunk["stream"] == stream and chunk["start"] < end and chunk["end"] > start:
             first = max(start, chunk["start"])
             coefficients = decode_chunk(chunk, header, plans, profile)[1][first - chunk["start"]:end - chunk["start"]]
+            if needed:
+                coefficients = [expect(own, profile[stream], token_features(container["tokens"], t, profile["token"], embeddings))
+                                for t, own in enumerate(coefficients, first)]
             for token, row in enumerate(synthesise(coefficients, profile[stream]), first):
                 if stream == "key":
                     rotate(row, container["positions"][token], header)

@@ -144,7 +144,7 @@ for (const [name, { sha256: expected, content }] of Object.entries(manifest.file
   test(`rows of the golden file ${name} come back through the product`, async () => {
     await withGolden(name, async (container, profile) => {
       const backend = openReferenceBackend();
-      const transforms = openTransforms(profile, backend, 'f32');
+      const transforms = openTransforms(profile, backend, { precision: 'f32' });
       try {
         const { layers } = profile.model.geometry;
         const rows = await restoreLayers(container, transforms, { startLayer: 0, endLayer: layers });

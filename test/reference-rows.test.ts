@@ -66,7 +66,7 @@ for (const [file, profileFile] of [
     const profile = await openProfile(profilePath);
     const container = await openContainer(path);
     const backend = openReferenceBackend();
-    const transforms = openTransforms(profile, backend, 'f32');
+    const transforms = openTransforms(profile, backend, { precision: 'f32' });
     const { layers, kvHeads, keyHeadDim } = profile.model.geometry;
     const { tokenCount, elementTypes } = container.header;
     const restored = await restoreLayers(container, transforms, { startLayer: 0, endLayer: layers });

@@ -137,7 +137,7 @@ test('the independent decoder rebuilds the same rows', async () => {
   const containerPath = join(world.directory, 'reference.kvtc');
   const profile = await openProfile(paths.steps);
   const backend = openReferenceBackend();
-  const transforms = openTransforms(profile, backend, 'f32');
+  const transforms = openTransforms(profile, backend, { precision: 'f32' });
   const range = { startToken: 560, endToken: 600 };
   try {
     await compressState(state, transforms, containerPath, { ratio: 12, tokens });

@@ -11,7 +11,7 @@ import { PRODUCER } from '../base/version.ts';
 import type { CalibrateOptions, CalibrationResult } from '../calibration/calibrate.ts';
 import { CALIBRATION_DEFAULTS, calibrateDocuments } from '../calibration/calibrate.ts';
 import type { DocumentRows } from '../calibration/collect.ts';
-import { IMPORTANCE_GROUP } from '../calibration/fit-wtc.ts';
+import { IMPORTANCE_GROUP } from '../calibration/fit-coding.ts';
 import type { TextGroup } from '../calibration/sample.ts';
 import { sampleDocuments } from '../calibration/sample.ts';
 import { readMeasuredMoments } from '../calibration/measured-moments.ts';
@@ -25,6 +25,7 @@ import type { Backend } from '../linalg/backend.ts';
 import { openGgmlBackend } from '../linalg/ggml/backend.ts';
 import { measureSensitivity } from '../sensitivity/measure.ts';
 import { profileSize } from './inspect.ts';
+import { ggufEmbeddings } from './model-embeddings.ts';
 
 /** 20 000 tokens fit a first profile in minutes; 100 000 and more lower the KL further (docs/results.md). */
 const SAMPLE_DEFAULTS = { tokens: 20_000, documentTokens: 2048 } as const;
@@ -147,6 +148,7 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
           return documentRows(model, context, backend, sinks);
         },
         backend,
+        embeddings: ggufEmbeddings(await readGguf(options.model)),
         output: options.output,
         producer: PRODUCER,
         modelParameters: await countParameters(model),

@@ -3,6 +3,7 @@
 
 import { KvtcError } from '../base/errors.ts';
 import type { StreamKind } from '../base/geometry.ts';
+import type { SequenceMeans } from '../calibration/token-means.ts';
 import { paperCodec } from '../codec/paper/paper-codec.ts';
 import { WTC_CODEC_ID } from '../codec/wtc/wtc-codec.ts';
 import type { ContainerHeader } from '../container/types.ts';
@@ -27,10 +28,15 @@ export function createChunkEncoder(profile: Profile, options: CodingOptions): Ch
 }
 
 /**
- * The decoder for a container's chunks. Throws KVTC_CODEC_UNKNOWN, KVTC_PROFILE_MISMATCH when the profile is of another
- * codec or its rank too low, KVTC_CONTAINER_MALFORMED for parameters that cannot be.
+ * The decoder for a container's chunks; `means`: what its token ids tell, put back after decoding. Throws
+ * KVTC_CODEC_UNKNOWN, KVTC_PROFILE_MISMATCH when the profile is of another codec or its rank too low,
+ * KVTC_CONTAINER_MALFORMED for parameters that cannot be.
  */
-export function createChunkDecoder(header: ContainerHeader, profile: Profile): ChunkDecoder {
+export function createChunkDecoder(
+  header: ContainerHeader,
+  profile: Profile,
+  means: SequenceMeans | null = null,
+): ChunkDecoder {
   checkCodec(header);
   if (header.codec !== profile.codec) {
     throw new KvtcError(
@@ -39,7 +45,7 @@ export function createChunkDecoder(header: ContainerHeader, profile: Profile): C
       { got: profile.codec, expected: header.codec },
     );
   }
-  return profile.codec === 'wtc' ? createWtcDecoder(header, profile) : createPaperDecoder(header, profile);
+  return profile.codec === 'wtc' ? createWtcDecoder(header, profile, means) : createPaperDecoder(header, profile);
 }
 
 /** Throws KVTC_CODEC_UNKNOWN for a container of a codec that this build does not have. */

@@ -3,6 +3,7 @@
 
 import { KvtcError } from '../base/errors.ts';
 import type { StreamKind, TokenRange } from '../base/geometry.ts';
+import type { SequenceMeans } from '../calibration/token-means.ts';
 import type { EntropyMethod } from '../codec/entropy/blocks.ts';
 import type { ChunkEntry, JsonObject } from '../container/types.ts';
 import type { Profile } from '../profile/profile.ts';
@@ -22,6 +23,8 @@ export interface CodingOptions {
   readonly windowMode?: WindowMode | undefined;
   readonly entropy?: EntropyMethod | undefined;
   readonly entropyLevel?: number | undefined;
+  /** What the sequence's token ids tell: taken out before coefficients are coded. */
+  readonly means?: SequenceMeans | null | undefined;
 }
 
 export interface StoredChunk {
@@ -37,7 +40,10 @@ export interface ChunkEncoder {
   readonly exactWindow: number;
   /** Components that `encode` wants of a range of a sequence of `tokenCount` tokens. */
   ranks(range: TokenRange, tokenCount: number): Readonly<Record<StreamKind, number>>;
-  /** Both streams' chunks of a range; coefficients f32[tokens of the range, rank]. Throws KVTC_ROWS_NOT_FINITE. */
+  /**
+   * Both streams' chunks of a range; coefficients f32[tokens of the range, rank], which this may change. Throws
+   * KVTC_ROWS_NOT_FINITE.
+   */
   encode(
     coefficients: Readonly<Record<StreamKind, Float32Array>>,
     range: TokenRange,

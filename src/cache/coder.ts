@@ -23,6 +23,8 @@ import { openTransforms } from './transforms.ts';
 export interface CoderOptions {
   /** Threads of the matrix products; default all cores. */
   readonly threads?: number | undefined;
+  /** GGUF of the profile's model: needed where the profile expects part of each token by its id (docs/format/profile.md). */
+  readonly model?: string | undefined;
   /** A backend of one's own; stays open when the coder closes. */
   readonly backend?: Backend | undefined;
 }
@@ -55,7 +57,7 @@ export interface Coder {
 export async function openCoder(profile: string | Profile, options: CoderOptions = {}): Promise<Coder> {
   const opened = typeof profile === 'string' ? await openProfile(profile) : profile;
   const backend = options.backend ?? openGgmlBackend({ threads: options.threads });
-  const transforms = openTransforms(opened, backend);
+  const transforms = openTransforms(opened, backend, { model: options.model });
   const withContainer = async <T>(
     source: string | Uint8Array,
     use: (container: Awaited<ReturnType<typeof openContainer>>) => Promise<T>,

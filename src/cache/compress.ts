@@ -103,7 +103,7 @@ export async function compressState(
       expectedTokens: view.tokenCount,
     });
   }
-  const encoder = createChunkEncoder(profile, setting.coding);
+  const encoder = createChunkEncoder(profile, { ...setting.coding, means: await transforms.means(tokens) });
   const layout = layOutTokens(view.tokenCount, { ...setting, window: encoder.exactWindow });
   const elements = { key: view.keyType, value: view.valueType };
   const { geometry } = profile.model;

@@ -240,7 +240,7 @@ export async function profileSize(path: string): Promise<ProfileSize> {
 function sizeOf({ tensors }: SafetensorsHeader, { modelParameters }: Provenance): ProfileSize {
   let matrixEntries = 0;
   for (const [name, { shape }] of tensors) {
-    if (!/^(key|value)\.(basis|synthesis|analysis|metric)$/u.test(name)) continue;
+    if (!/^(key|value)\.(basis|synthesis|analysis|metric|expected)$|^token\.features$/u.test(name)) continue;
     matrixEntries += shape.reduce((product, extent) => product * extent, 1);
   }
   return { matrixEntries, parameterShare: modelParameters === undefined ? null : matrixEntries / modelParameters };

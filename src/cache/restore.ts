@@ -171,7 +171,7 @@ async function eachRestoredChunk(
   take: (chunk: ChunkEntry, to: RowTarget) => void,
 ): Promise<void> {
   const { header, positions } = container;
-  const decoder = createChunkDecoder(header, transforms.profile);
+  const decoder = createChunkDecoder(header, transforms.profile, await transforms.means(container.tokens));
   const pool = floatPool();
   await mapInOrder(
     container.chunks,

@@ -14,8 +14,11 @@ import type {
   Synthesis,
   TransformSpec,
 } from '../linalg/backend.ts';
+import type { EmbeddingSource, OpenTokenMeans, SequenceMeans } from '../calibration/token-means.ts';
+import { openTokenMeans } from '../calibration/token-means.ts';
 import type { Profile } from '../profile/profile.ts';
 import { withDerivedAnalysis } from './derived-analysis.ts';
+import { profileEmbeddings } from './model-embeddings.ts';
 
 /** Ranks of one matrix kept at a time: a chunk with finer tokens takes more components than the others. */
 const RANKS_KEPT = 2;
@@ -26,14 +29,28 @@ export interface Transforms {
   readonly backend: Backend;
   analysis(stream: StreamKind, rank: number, element: ElementType): Promise<Analysis>;
   synthesis(stream: StreamKind, rank: number, element: ElementType): Promise<Synthesis>;
+  /**
+   * What the profile expects of a sequence by its token ids; null where it expects nothing. Throws KVTC_STATE_UNSUPPORTED
+   * without ids, KVTC_OPTION_INVALID without a model, and as its embeddings do.
+   */
+  means(tokens: Int32Array | null): Promise<SequenceMeans | null>;
   close(): void;
 }
 
+export interface TransformsOptions {
+  /** q8_0, the default, costs 2.5e-5 of a product's energy and doubles the speed on CPUs. */
+  readonly precision?: Precision | undefined;
+  /** GGUF of the profile's model, or its embeddings: for profiles that expect something of a token by its id. */
+  readonly model?: string | EmbeddingSource | undefined;
+}
+
 /**
- * Opens an empty set over a profile and a backend; nothing is read before the first use. `precision` q8_0 costs 2.5e-5
- * of a product's energy and doubles the speed on CPUs. The caller keeps ownership of `profile` and `backend`.
+ * Opens an empty set over a profile and a backend; nothing is read before the first use. The caller keeps ownership of
+ * `profile` and `backend`.
  */
-export function openTransforms(profile: Profile, backend: Backend, precision: Precision = 'q8_0'): Transforms {
+export function openTransforms(profile: Profile, backend: Backend, options: TransformsOptions = {}): Transforms {
+  const { precision = 'q8_0', model } = options;
+  let tokenMeans: Promise<OpenTokenMeans> | null = null;
   // Newest first; older than RANKS_KEPT are closed.
   const ready = new Map<string, { readonly key: string; readonly value: Promise<Analysis | Synthesis> }[]>();
   const obtain = <T extends Analysis | Synthesis>(slot: string, key: string, prepare: () => Promise<T>): Promise<T> => {
@@ -71,14 +88,28 @@ export function openTransforms(profile: Profile, backend: Backend, precision: Pr
       obtain(`analysis ${stream}`, `${rank} ${element}`, () => prepareAnalysis(stream, rank, element)),
     synthesis: (stream, rank, element) =>
       obtain(`synthesis ${stream}`, `${rank} ${element}`, () => prepareSynthesis(stream, rank, element)),
+    means: async (tokens) => {
+      if (profile.codec !== 'wtc' || profile.tokenMeans === null) return null;
+      if (tokens === null) {
+        throw new KvtcError(
+          'KVTC_STATE_UNSUPPORTED',
+          'the profile expects part of each token by its id, and there are no token ids: give them beside the state',
+        );
+      }
+      const embeddings = typeof model === 'function' ? model : profileEmbeddings(profile, model);
+      tokenMeans ??= openTokenMeans(profile.tokenMeans, embeddings, backend);
+      return (await tokenMeans).of(tokens);
+    },
     close: () => {
+      if (tokenMeans !== null) closeWhenReady(tokenMeans);
+      tokenMeans = null;
       for (const held of ready.values()) for (const { value } of held) closeWhenReady(value);
       ready.clear();
     },
   };
 }
 
-function closeWhenReady(prepared: Promise<Analysis | Synthesis>): void {
+function closeWhenReady(prepared: Promise<Pick<Analysis, 'close'>>): void {
   void prepared.then(
     (ready) => ready.close(),
     () => undefined,

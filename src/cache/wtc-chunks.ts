@@ -4,6 +4,7 @@
 import { KvtcError } from '../base/errors.ts';
 import type { StreamKind, TokenRange } from '../base/geometry.ts';
 import { STREAMS } from '../base/geometry.ts';
+import type { SequenceMeans } from '../calibration/token-means.ts';
 import { predictTokenClasses, recencies } from '../calibration/token-steps.ts';
 import { SCALE_INDEX_LIMIT, TOKEN_CLASSES, TOKEN_CLASS_MIN, stepIndexOf, stepOf } from '../codec/wtc/classes.ts';
 import type { WtcParameters, WtcPlan } from '../codec/wtc/plan.ts';
@@ -100,7 +101,7 @@ function between(lower: StepPoint, upper: StepPoint, share: number): Setting {
  * or, where the predictor knows recency, of all.
  */
 export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): ChunkEncoder {
-  const { windowMode = 'finer', window, step } = options;
+  const { windowMode = 'finer', window, step, means } = options;
   for (const name of ['keyRatio', 'valueRatio'] as const) {
     if (options[name] !== undefined) refuse(`${name} is not an option of codec wtc: one step serves both streams`);
   }
@@ -135,7 +136,7 @@ export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): C
     entropy: 'none',
     exactWindow: windowMode === 'exact' ? window : 0,
     ranks: ranksOf,
-    encode: (coefficients, range, tokenCount) => {
+    encode: async (coefficients, range, tokenCount) => {
       const ranks = ranksOf(range, tokenCount);
       const tokens = range.endToken - range.startToken;
       // Without a window chunks depend on their own tokens alone, so that equal prefixes give equal bytes.
@@ -144,6 +145,8 @@ export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): C
         predictor === null
           ? { key: new Int8Array(tokens), value: new Int8Array(tokens) }
           : predictTokenClasses(predictor, { tokens, ...coefficients, recency }, setting.exponent);
+      // How much a token matters shows in all of it, what ids tell included.
+      for (const stream of STREAMS) await means?.add(stream, range, coefficients[stream], ranks[stream], -1);
       const first = predictor?.recency === true ? tokens : Math.max(0, tokenCount - finer - range.startToken);
       const code = (stream: StreamKind) => {
         const own = classes[stream];
@@ -152,13 +155,17 @@ export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): C
         const stored = encodeWtcChunk(rows, tokens, own, plans[stream]);
         return { packedBytes: stored.length, stored };
       };
-      return Promise.resolve({ key: code('key'), value: code('value') });
+      return { key: code('key'), value: code('value') };
     },
   };
 }
 
 /** See createChunkDecoder. */
-export function createWtcDecoder(header: ContainerHeader, profile: WtcProfile): ChunkDecoder {
+export function createWtcDecoder(
+  header: ContainerHeader,
+  profile: WtcProfile,
+  means: SequenceMeans | null,
+): ChunkDecoder {
   const parameters = parseWtcParameters(header.codecParameters);
   if (header.entropy !== 'none') {
     throw new KvtcError(
@@ -172,11 +179,14 @@ export function createWtcDecoder(header: ContainerHeader, profile: WtcProfile): 
   const lowestClass = profile.predictor === null ? 0 : USUAL_LOWEST_CLASS;
   const usualRank = (stream: StreamKind): number => {
     const { stepIndex, cut, rank } = parameters[stream];
-    return Math.min(rank, rankNeeded(profile.tables[stream].scales, stepIndex, cut, lowestClass));
+    // Components that are expected to be something are not zero, coded or not.
+    const expected = RANK_STEP * Math.ceil((profile.tokenMeans?.rows[stream] ?? 0) / RANK_STEP);
+    return Math.min(rank, Math.max(expected, rankNeeded(profile.tables[stream].scales, stepIndex, cut, lowestClass)));
   };
   const usual = { key: usualRank('key'), value: usualRank('value') };
   return {
-    decode: (stored, { stream, startToken, endToken, packedBytes }, pool) => {
+    decode: async (stored, chunk, pool) => {
+      const { stream, startToken, endToken, packedBytes } = chunk;
       const plan = plans[stream];
       const tokenCount = endToken - startToken;
       if (stored.length !== packedBytes) {
@@ -190,11 +200,12 @@ export function createWtcDecoder(header: ContainerHeader, profile: WtcProfile): 
       decodeWtcChunk(stored, tokenCount, plan, coefficients);
       // Outside the window everything beyond the usual rank is zero: leave it out of the product.
       const rank = usual[stream];
-      return Promise.resolve(
+      const decoded =
         rank < plan.rank && isZeroFrom(coefficients, tokenCount, plan.rank, rank)
           ? { rank, coefficients: leadingColumns(coefficients, tokenCount, plan.rank, rank) }
-          : { rank: plan.rank, coefficients },
-      );
+          : { rank: plan.rank, coefficients };
+      await means?.add(stream, chunk, decoded.coefficients, decoded.rank, 1);
+      return decoded;
     },
   };
 }

@@ -8,6 +8,7 @@ import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
 import type { StreamKind } from '../base/geometry.ts';
 import { RANK_STEP } from '../codec/paper/plan.ts';
+import type { EmbeddingSource } from './token-means.ts';
 import type { Backend } from '../linalg/backend.ts';
 import type { ModelIdentity, Provenance, RatioPlans, StepPoint } from '../profile/profile.ts';
 import type { ProfileContents } from '../profile/write-profile.ts';
@@ -39,6 +40,8 @@ export interface CalibrateOptions extends RunOptions {
   readonly moments?: MeasuredMoments | undefined;
   readonly rows: RowSource;
   readonly backend: Backend;
+  /** wtc: the model's embeddings, for moments that tell what token ids do. */
+  readonly embeddings?: EmbeddingSource | undefined;
   /** The profile to write. */
   readonly output: string;
   readonly producer: string;
@@ -208,13 +211,14 @@ async function writeWtc(
   setting: Setting,
   options: CalibrateOptions,
 ): Promise<Written> {
-  const { streams, steps, predictor, predicted, basisMs, planMs } = await fitWtc(moments, held, {
+  const { streams, steps, predictor, tokenMeans, predicted, basisMs, planMs } = await fitWtc(moments, held, {
     ...options,
     ...setting,
+    tokenMoments: options.moments?.tokens,
   });
   throwIfAborted(options.signal);
   return {
-    profileId: await writeWtcProfile(options.output, { ...common, streams, steps, predictor }),
+    profileId: await writeWtcProfile(options.output, { ...common, streams, steps, predictor, tokenMeans }),
     rank: { key: streams.key.scales.length, value: streams.value.scales.length },
     plans: [],
     steps,

@@ -24,6 +24,8 @@ export interface HeldOutRows {
   readonly rowCount: number;
   /** Rows of each document; they stand in this order. */
   readonly documentRows: readonly number[];
+  /** Where each document's rows come from: its token ids, and the tokens that the rows are of. */
+  readonly sources: readonly { readonly tokens: Int32Array; readonly chosen: readonly number[] }[];
   /** f32[rowCount, p] */
   readonly key: Float32Array;
   readonly value: Float32Array;
@@ -108,7 +110,7 @@ export async function collectHeldOut(
   const { geometry } = options.model;
   const widths = { key: streamWidth(geometry, 'key'), value: streamWidth(geometry, 'value') };
   const perDocument = Math.ceil(HELD_OUT_DEFAULTS.rows / documents.length);
-  const taken: { rowCount: number; key: Float32Array; value: Float32Array }[] = [];
+  const taken: (HeldOutRows['sources'][number] & { key: Float32Array; value: Float32Array })[] = [];
   for (const [index, document] of documents.entries()) {
     throwIfAborted(options.signal);
     const rows = await options.rows(document, options);
@@ -118,7 +120,9 @@ export async function collectHeldOut(
       Math.min(rows.rowCount - 1, Math.floor(((i + random.uniform()) * rows.rowCount) / count)),
     );
     const pick = (stream: StreamKind): Float32Array => pickRows(rows[stream], widths[stream], chosen);
-    taken.push({ rowCount: count, key: pick('key'), value: pick('value') });
+    const { tokens } = document;
+    const first = tokens.length - rows.rowCount; // after the sinks
+    taken.push({ tokens, chosen: chosen.map((row) => first + row), key: pick('key'), value: pick('value') });
     options.onEvent?.({
       type: 'progress',
       phase: 'held-out',
@@ -127,7 +131,7 @@ export async function collectHeldOut(
       unit: 'documents',
     });
   }
-  const rowCount = taken.reduce((sum, part) => sum + part.rowCount, 0);
+  const rowCount = taken.reduce((sum, part) => sum + part.chosen.length, 0);
   const join = (stream: StreamKind): Float32Array => {
     const out = new Float32Array(rowCount * widths[stream]);
     let at = 0;
@@ -137,7 +141,13 @@ export async function collectHeldOut(
     }
     return out;
   };
-  return { rowCount, documentRows: taken.map((part) => part.rowCount), key: join('key'), value: join('value') };
+  return {
+    rowCount,
+    documentRows: taken.map((part) => part.chosen.length),
+    sources: taken.map(({ tokens, chosen }) => ({ tokens, chosen })),
+    key: join('key'),
+    value: join('value'),
+  };
 }
 
 /**

@@ -30,8 +30,10 @@ export interface MeasureStepsOptions extends Pick<RunOptions, 'signal'> {
   readonly tables: Readonly<Record<StreamKind, StreamTables>>;
   /** Values of a token. */
   readonly widths: Readonly<Record<StreamKind, number>>;
-  /** Of held-out rows, as long as the scales. */
-  readonly coefficients: TokenCoefficients;
+  /** Of held-out rows, as long as the scales: what is coded. */
+  readonly coefficients: Readonly<Record<StreamKind, Float32Array>>;
+  /** The same rows as the predictor sees them. */
+  readonly predicting: TokenCoefficients;
   /** Step index of values less that of keys. */
   readonly valueOffset: number;
   readonly predictor: TokenPredictor | null;
@@ -41,11 +43,11 @@ export interface MeasureStepsOptions extends Pick<RunOptions, 'signal'> {
 /** Points by rising ratio: from the last above 160x to the first below 6x, or where steps end. At least one. */
 export function measureSteps(options: MeasureStepsOptions): StepPoint[] {
   const { tables, widths, valueOffset, exponent, predictor } = options;
-  const { tokens } = options.coefficients;
+  const { tokens } = options.predicting;
   const classes =
     predictor === null
       ? { key: new Int8Array(tokens), value: new Int8Array(tokens) }
-      : predictTokenClasses(predictor, options.coefficients, exponent);
+      : predictTokenClasses(predictor, options.predicting, exponent);
   const lowestClass = predictor === null ? 0 : USUAL_LOWEST_CLASS;
   const points: StepPoint[] = [];
   let stepIndex = STRIDE * Math.ceil(Math.max(tables.key.scales[0]!, tables.value.scales[0]! - valueOffset) / STRIDE);
@@ -71,13 +73,13 @@ export function measureSteps(options: MeasureStepsOptions): StepPoint[] {
 }
 
 function codedBits(
-  { tables, coefficients }: MeasureStepsOptions,
+  { tables, coefficients, predicting }: MeasureStepsOptions,
   stream: StreamKind,
   parameters: StepPoint['key'],
   classes: Int8Array,
 ): number {
   const plan = createWtcPlan(parameters, tables[stream]);
-  const { tokens } = coefficients;
+  const { tokens } = predicting;
   const stride = tables[stream].scales.length;
   const rows = new Float32Array(CHUNK_ROWS * plan.rank);
   let bits = 0;

@@ -13,6 +13,7 @@ import { triangleSize } from '../linalg/dense.ts';
 import { momentsFromMeans } from './moments.ts';
 import type { TokenDocument } from './sample.ts';
 import { hashTokens } from './sample.ts';
+import type { TokenMoments } from './token-regression.ts';
 
 const KIND = {
   format: 'kvtc-moments',
@@ -31,6 +32,8 @@ export interface MeasuredMoments {
   readonly moments: Readonly<Record<StreamKind, Moments>>;
   /** First tokens of each document that are not in the moments. */
   readonly sinks: number;
+  /** Moments of what token ids tell; null in files of writers that did not measure them. */
+  readonly tokens: TokenMoments | null;
   /** What the moments were measured on: no other calibration rows may come from these. */
   readonly documents: readonly TokenDocument[];
 }
@@ -68,8 +71,28 @@ export function readMeasuredMoments(path: string, model: ModelIdentity): Promise
       }
       return momentsFromMeans(`${model.fingerprint} ${stream} measured`, { rows, shift, mean, second });
     };
-    return { moments: { key: await read('key'), value: await read('value') }, sinks, documents };
+    const moments = { key: await read('key'), value: await read('value') };
+    return { moments, tokens: await readTokenMoments(file, model), sinks, documents };
   });
+}
+
+async function readTokenMoments(file: Measurement, model: ModelIdentity): Promise<TokenMoments | null> {
+  const features = file.shape('token.mean')?.[0];
+  if (features === undefined) return null;
+  if (features < 2 || features % 2 !== 0)
+    throw file.malformed(`token.mean has ${features} features, no two embeddings`);
+  const mean = new Float64Array(await file.read('token.mean', { type: 'F64', shape: [features] }));
+  const triangle = { type: 'F64', shape: [triangleSize(features)] } as const;
+  const second = new Float64Array(await file.read('token.second', triangle));
+  const cross = async (stream: StreamKind): Promise<Float32Array> => {
+    const shape = [streamWidth(model.geometry, stream), features];
+    return new Float32Array(await file.read(`${stream}.token`, { type: 'F32', shape }));
+  };
+  const found = { width: features / 2, mean, second, cross: { key: await cross('key'), value: await cross('value') } };
+  for (const values of [mean, second, found.cross.key, found.cross.value]) {
+    if (!values.every(Number.isFinite)) throw file.malformed('its moments of tokens hold NaN or Inf');
+  }
+  return found;
 }
 
 async function readDocuments(file: Measurement, source: string): Promise<TokenDocument[]> {

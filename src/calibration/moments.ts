@@ -162,6 +162,12 @@ export function meanOf(moments: Moments): Float32Array {
   return shift.map((value, i) => value + scaledMean(moments, i) * 2 ** exponents[i]!);
 }
 
+/** f64[width]: the rows' mean less the frame's shift. */
+export function meanAboutShift(moments: Moments): Float64Array {
+  const { exponents } = moments.frame;
+  return Float64Array.from(exponents, (exponent, i) => scaledMean(moments, i) * 2 ** exponent);
+}
+
 /** f64[width]: each feature's variance (divided by the row count). */
 export function variancesOf(moments: Moments): Float64Array {
   return Float64Array.from({ length: moments.frame.width }, (_, i) => covarianceAt(moments, i, i));

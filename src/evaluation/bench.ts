@@ -96,7 +96,7 @@ export async function bench(options: BenchOptions): Promise<BenchResult> {
   const memoryTokens = options.memoryTokens ?? [1024, 8192];
   const profile = await openProfile(options.profilePath);
   const backend = openGgmlBackend({ threads: options.threads });
-  const transforms = openTransforms(profile, backend);
+  const transforms = openTransforms(profile, backend, { model: options.modelPath });
   const model = await openModel(options.modelPath, { threads: options.threads, signal });
   const directory = await mkdtemp(join(tmpdir(), 'kvtc-bench-'));
   try {

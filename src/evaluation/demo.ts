@@ -95,7 +95,7 @@ export async function demo(options: DemoOptions): Promise<DemoResult> {
   }
   const profile = await openProfile(options.profilePath);
   const backend = openGgmlBackend({ threads: options.threads });
-  const transforms = openTransforms(profile, backend);
+  const transforms = openTransforms(profile, backend, { model: options.modelPath });
   const model = await openModel(options.modelPath, { threads: options.threads, signal });
   try {
     const tokens = model.tokenize(options.heldOut.text, { addSpecial: false });

@@ -198,7 +198,7 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
     closers.push(() => backend.close());
     const { sinks, window } = setting;
     const judged = profiles.map((one) => {
-      const transforms = openTransforms(one.profile, backend);
+      const transforms = openTransforms(one.profile, backend, { model: options.modelPath });
       closers.push(() => transforms.close());
       return { ...one, transforms };
     });

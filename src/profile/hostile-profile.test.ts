@@ -46,7 +46,7 @@ const tensor = (header: Header, name: string): { dtype: string; shape: number[];
   header[name] as { dtype: string; shape: number[]; data_offsets: [number, number] };
 
 const hostile: readonly (readonly [string, ErrorCode, (header: Header) => void])[] = [
-  ['future version', 'KVTC_PROFILE_VERSION', (h) => (h.__metadata__['version'] = '3')],
+  ['future version', 'KVTC_PROFILE_VERSION', (h) => (h.__metadata__['version'] = '4')],
   ['the version of wtc and no codec', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__['version'] = '2')],
   ['version that is no number', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__['version'] = 'one')],
   ['another format', 'KVTC_PROFILE_MALFORMED', (h) => (h.__metadata__['format'] = 'pt')],

@@ -115,7 +115,7 @@ function modelDigestText(header: SafetensorsHeader, path: string): string {
 
 async function readProfile(file: FileHandle, path: string): Promise<Profile> {
   const header = await readHeader(file, path);
-  const codec = codecOf(header, path);
+  const version = versionOf(header, path);
   const id = part(header, 'id', path);
   if (!/^[0-9a-f]{64}$/u.test(id)) throw malformed(path, 'its id is not 64 hex digits');
   const model = parseJson(part(header, 'model', path), modelSchema, path, 'model');
@@ -123,7 +123,9 @@ async function readProfile(file: FileHandle, path: string): Promise<Profile> {
   const quality = parseJson(part(header, 'quality', path), qualitySchema, path, 'quality');
   const common = { path, id, model, provenance, quality, byteLength: header.fileBytes, close: () => file.close() };
   const parts =
-    codec === 'wtc' ? await readWtcParts(file, header, model, path) : await readPaperParts(file, header, model, path);
+    version === PROFILE_VERSIONS['kvtc-paper']
+      ? await readPaperParts(file, header, model, path)
+      : await readWtcParts(file, header, model, path, version === PROFILE_VERSIONS.tokenMeans);
   return { ...common, ...parts };
 }
 
@@ -146,25 +148,25 @@ async function readPaperParts(
   return { codec: 'kvtc-paper', rank, plans, stream: (stream) => streams[stream] };
 }
 
-/** Which codec a profile is for, by its format version. Throws KVTC_PROFILE_VERSION. */
-function codecOf(header: SafetensorsHeader, path: string): keyof typeof PROFILE_VERSIONS {
+/** A known format version, and the codec that it is of. Throws KVTC_PROFILE_VERSION, KVTC_PROFILE_MALFORMED. */
+function versionOf(header: SafetensorsHeader, path: string): number {
   const format = header.metadata.get('format');
   if (format !== PROFILE_FORMAT) {
     throw malformed(path, `its format is ${format ?? 'missing'}, expected ${PROFILE_FORMAT}`);
   }
   const version = parseJson(part(header, 'version', path), z.int().positive(), path, 'version');
-  if (version === PROFILE_VERSIONS['kvtc-paper']) return 'kvtc-paper';
-  if (version !== PROFILE_VERSIONS.wtc) {
-    const known = Object.values(PROFILE_VERSIONS).join(' and ');
+  const known: readonly number[] = Object.values(PROFILE_VERSIONS);
+  if (!known.includes(version)) {
     throw new KvtcError(
       'KVTC_PROFILE_VERSION',
-      `profile ${path} has format version ${version}, this build reads ${known}`,
-      { path, got: version, expected: known },
+      `profile ${path} has format version ${version}, this build reads ${known.join(', ')}`,
+      { path, got: version, expected: known.join(', ') },
     );
   }
+  if (version === PROFILE_VERSIONS['kvtc-paper']) return version;
   const codec = part(header, 'codec', path);
   if (codec !== 'wtc') throw malformed(path, `its codec is ${codec}; version ${version} knows wtc`, { got: codec });
-  return codec;
+  return version;
 }
 
 function basisRank(header: SafetensorsHeader, model: ModelIdentity, stream: StreamKind, path: string): number {

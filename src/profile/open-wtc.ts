@@ -11,7 +11,7 @@ import { FAMILY_VALUES, unpackFamily } from '../codec/wtc/family.ts';
 import type { StreamTables } from '../codec/wtc/plan.ts';
 import type { MatrixSource } from '../linalg/backend.ts';
 import { triangleSize } from '../linalg/dense.ts';
-import type { HeadMetric, ModelIdentity, StreamTransform, TokenPredictor, WtcProfile } from './profile.ts';
+import type { HeadMetric, ModelIdentity, StreamTransform, TokenMeans, TokenPredictor, WtcProfile } from './profile.ts';
 import type { SafetensorsHeader } from './safetensors.ts';
 import { malformed, parseJson, readExactly } from './safetensors.ts';
 import { stepsProblem, stepsSchema } from './schema.ts';
@@ -22,14 +22,21 @@ import { tuningSchema } from './tuning.ts';
 const FEATURES_PER_COMPONENT = 4;
 const FURTHER_FEATURES = 3;
 
-type WtcParts = Pick<WtcProfile, 'codec' | 'rank' | 'tables' | 'steps' | 'predictor' | 'tuning' | 'stream'>;
+type WtcParts = Pick<
+  WtcProfile,
+  'codec' | 'rank' | 'tables' | 'steps' | 'predictor' | 'tokenMeans' | 'tuning' | 'stream'
+>;
 
-/** Reads and checks all of it but the matrices, which are served by ranges. Throws KVTC_PROFILE_MALFORMED. */
+/**
+ * Reads and checks all of it but the matrices, which are served by ranges. `withTokenMeans`: they must be there (version
+ * 3), or are not looked for. Throws KVTC_PROFILE_MALFORMED.
+ */
 export async function readWtcParts(
   file: FileHandle,
   header: SafetensorsHeader,
   model: ModelIdentity,
   path: string,
+  withTokenMeans: boolean,
 ): Promise<WtcParts> {
   const key = await readWtcStream(file, header, model, 'key', path);
   const value = await readWtcStream(file, header, model, 'value', path);
@@ -44,6 +51,7 @@ export async function readWtcParts(
     tables: { key: key.tables, value: value.tables },
     steps,
     predictor: await readPredictor(file, header, rank, path),
+    tokenMeans: withTokenMeans ? await readTokenMeans(file, header, rank, path) : null,
     tuning: tuning === undefined ? null : parseJson(tuning, tuningSchema, path, 'tuning'),
     stream: (stream) => (stream === 'key' ? key : value).transform,
   };
@@ -164,4 +172,38 @@ async function readPredictor(
     }
   }
   return { components, recency, deviations, weights: await vectors('weights', fewest + (recency ? 1 : 0)) };
+}
+
+/** More than any model's embedding has, small enough that no product overflows. */
+const MAX_EMBEDDING_WIDTH = 65_536;
+const MAX_FEATURES = 4096;
+
+async function readTokenMeans(
+  file: FileHandle,
+  header: SafetensorsHeader,
+  rank: Readonly<Record<StreamKind, number>>,
+  path: string,
+): Promise<TokenMeans> {
+  const [dims = 0, doubled = 0] = header.tensors.get('token.features')?.shape ?? [];
+  if (dims < 1 || dims > MAX_FEATURES || doubled < 2 || doubled % 2 !== 0 || doubled > 2 * MAX_EMBEDDING_WIDTH) {
+    throw malformed(path, `token.features is [${dims}, ${doubled}], expected [dims, 2 · embedding]`, { dims, doubled });
+  }
+  const read = (name: string, shape: number[]): Promise<Float32Array> =>
+    readVector(file, tensor(header, name, 'F32', shape, path), name, path);
+  const expected = async (stream: StreamKind): Promise<Float32Array> => {
+    const rows = header.tensors.get(`${stream}.expected`)?.shape[0] ?? 0;
+    if (rows < 1 || rows > rank[stream]) {
+      throw malformed(path, `${stream}.expected has ${rows} rows, expected 1 to ${rank[stream]}`, { stream, rows });
+    }
+    return read(`${stream}.expected`, [rows, dims]);
+  };
+  const found = { key: await expected('key'), value: await expected('value') };
+  return {
+    dims,
+    width: doubled / 2,
+    features: await read('token.features', [dims, doubled]),
+    offsets: await read('token.offsets', [dims]),
+    rows: { key: found.key.length / dims, value: found.value.length / dims },
+    expected: found,
+  };
 }

@@ -77,6 +77,25 @@ export interface TokenPredictor {
   readonly weights: Readonly<Record<StreamKind, Float32Array>>;
 }
 
+/**
+ * What token ids tell of coefficients: z = features · [own embedding, predecessor's] − offsets, each embedding over its
+ * root mean square, and expected · z are the leading coefficients to expect.
+ */
+export interface TokenMeans {
+  /** Numbers in z. */
+  readonly dims: number;
+  /** Numbers of one embedding. */
+  readonly width: number;
+  /** f32[dims, 2 · width] */
+  readonly features: Float32Array;
+  /** f32[dims] */
+  readonly offsets: Float32Array;
+  /** Leading components that something is expected of. */
+  readonly rows: Readonly<Record<StreamKind, number>>;
+  /** f32[rows, dims] */
+  readonly expected: Readonly<Record<StreamKind, Float32Array>>;
+}
+
 /** One stream's learned part, for the paper's codec. */
 export interface StreamBasis {
   /** f32[p] */
@@ -127,13 +146,15 @@ export interface PaperProfile extends OpenedProfile {
   readonly plans: readonly RatioPlans[];
 }
 
-/** A profile of weighted transform coding: format version 2. */
+/** A profile of weighted transform coding: format version 2, or 3 where it has token means. */
 export interface WtcProfile extends OpenedProfile {
   readonly codec: 'wtc';
   readonly tables: Readonly<Record<StreamKind, StreamTables>>;
   /** Rising ratios. */
   readonly steps: readonly StepPoint[];
   readonly predictor: TokenPredictor | null;
+  /** What token ids alone tell; null where coefficients are centred on one mean. */
+  readonly tokenMeans: TokenMeans | null;
   /** How the steps were chosen by measured loss; null where they never were. */
   readonly tuning: TuningRecord | null;
 }

@@ -10,8 +10,8 @@ import { CLASS_MAX, CLASS_MIN, SCALE_INDEX_LIMIT } from '../codec/wtc/classes.ts
 import type { ModelIdentity, Provenance, QualityPoint, RatioPlans, StepPoint } from './profile.ts';
 
 export const PROFILE_FORMAT = 'kvtc-profile';
-/** The paper's codec is version 1, whose reader refuses all others; wtc is version 2. */
-export const PROFILE_VERSIONS = { 'kvtc-paper': 1, wtc: 2 } as const;
+/** The paper's codec is version 1, wtc version 2, and 3 with token means; a reader refuses versions it does not know. */
+export const PROFILE_VERSIONS = { 'kvtc-paper': 1, wtc: 2, tokenMeans: 3 } as const;
 
 /** Values one token may have per stream; far above any known model, small enough that no product overflows. */
 const MAX_STREAM_WIDTH = 1 << 20;

@@ -8,7 +8,15 @@ import { packFamily } from '../codec/wtc/family.ts';
 import type { StreamTables } from '../codec/wtc/plan.ts';
 import type { MatrixSource } from '../linalg/backend.ts';
 import { triangleSize } from '../linalg/dense.ts';
-import type { HeadMetric, ModelIdentity, Provenance, QualityPoint, StepPoint, TokenPredictor } from './profile.ts';
+import type {
+  HeadMetric,
+  ModelIdentity,
+  Provenance,
+  QualityPoint,
+  StepPoint,
+  TokenMeans,
+  TokenPredictor,
+} from './profile.ts';
 import type { TensorShape } from './safetensors.ts';
 import { PROFILE_FORMAT, PROFILE_VERSIONS, canonicalModel } from './schema.ts';
 import { ID_PLACEHOLDER, changeableSteps, checkIdentity, invalid, writeHashed } from './write-profile.ts';
@@ -28,6 +36,7 @@ export interface WtcContents {
   readonly streams: Readonly<Record<StreamKind, WtcStream>>;
   readonly steps: readonly StepPoint[];
   readonly predictor: TokenPredictor | null;
+  readonly tokenMeans: TokenMeans | null;
   readonly provenance: Provenance;
   readonly quality: readonly QualityPoint[];
 }
@@ -48,7 +57,7 @@ export async function writeWtcProfile(path: string, contents: WtcContents): Prom
   const modelText = canonicalModel(model);
   const metadata = {
     format: PROFILE_FORMAT,
-    version: String(PROFILE_VERSIONS.wtc),
+    version: String(contents.tokenMeans === null ? PROFILE_VERSIONS.wtc : PROFILE_VERSIONS.tokenMeans),
     codec: 'wtc',
     id: ID_PLACEHOLDER,
     model: modelText,
@@ -62,13 +71,17 @@ export async function writeWtcProfile(path: string, contents: WtcContents): Prom
 }
 
 /** Small tensors first, each at a multiple of 4 bytes as long as rank and width allow. */
-function plannedTensors({ model, streams, predictor }: WtcContents): PlannedTensor[] {
+function plannedTensors({ model, streams, predictor, tokenMeans }: WtcContents): PlannedTensor[] {
   const small: PlannedTensor[] = [];
   const large: PlannedTensor[] = [];
   const floats = (name: string, values: Float32Array): PlannedTensor => {
     if (!values.every(Number.isFinite)) throw invalid(`${name} holds NaN or Inf`);
     return { name, type: 'F32', shape: [values.length], data: () => [bytesOf(values)] };
   };
+  if (tokenMeans !== null) {
+    const { dims, width, features, offsets } = tokenMeans;
+    large.push({ ...floats('token.features', features), shape: [dims, 2 * width] }, floats('token.offsets', offsets));
+  }
   for (const stream of STREAMS) {
     const { mean, scales, family, metric, synthesis } = streams[stream];
     const width = streamWidth(model.geometry, stream);
@@ -92,6 +105,11 @@ function plannedTensors({ model, streams, predictor }: WtcContents): PlannedTens
         throw invalid(`${stream}: a metric of ${metric.packed.length} values, expected [${shape.join(', ')}]`);
       }
       large.push({ ...floats(`${stream}.metric`, metric.packed), shape });
+    }
+    if (tokenMeans !== null) {
+      const { dims, rows, expected } = tokenMeans;
+      if (rows[stream] > rank) throw invalid(`${stream}: ${rows[stream]} components are expected of rank ${rank}`);
+      large.push({ ...floats(`${stream}.expected`, expected[stream]), shape: [rows[stream], dims] });
     }
     const name = `${stream}.synthesis`;
     const rounded = (what: 'scales' | 'integers') => () => roundedRows(synthesis, dim, what, name);

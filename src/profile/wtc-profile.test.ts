@@ -11,7 +11,7 @@ import { scaleIndices } from '../codec/wtc/classes.ts';
 import { packFamily } from '../codec/wtc/family.ts';
 import { trainTables } from '../codec/wtc/train.ts';
 import { openProfile, verifyProfile } from './open-profile.ts';
-import type { HeadMetric, WtcProfile } from './profile.ts';
+import type { HeadMetric, TokenMeans, WtcProfile } from './profile.ts';
 import type { TuningRecord } from './tuning.ts';
 import { rewriteProfile, writeProfile } from './write-profile.ts';
 import type { WtcContents, WtcStream } from './write-wtc.ts';
@@ -61,6 +61,7 @@ const wtcContents: WtcContents = {
     deviations: { key: vector(16), value: vector(16) },
     weights: { key: vector(67), value: vector(67) },
   },
+  tokenMeans: null,
   provenance: contents.provenance,
   quality: [],
 };
@@ -106,6 +107,40 @@ test('a written profile opens with everything it was given, matrices rounded to 
   }
   await profile.close();
   await verifyProfile(path);
+});
+
+const tokenMeans: TokenMeans = {
+  dims: 3,
+  width: 5,
+  features: vector(30),
+  offsets: vector(3),
+  rows: { key: 32, value: 20 },
+  expected: { key: vector(96), value: vector(60) },
+};
+
+test('token means make it a version of their own, which has them or is refused', async () => {
+  const path = await written('means', { tokenMeans });
+  const profile = await opened(path);
+  assert.deepEqual(profile.tokenMeans, tokenMeans);
+  await profile.close();
+  await verifyProfile(path);
+  const bytes = await readFile(path);
+  const version = (from: string, to: string): Buffer => {
+    const text = bytes.toString('latin1').replace(`"version":"${from}"`, `"version":"${to}"`);
+    return Buffer.from(text, 'latin1');
+  };
+  const changed = join(folder, 'changed.safetensors');
+  await writeFile(changed, version('3', '4'));
+  await assert.rejects(openProfile(changed), coded('KVTC_PROFILE_VERSION'));
+  const plain = (await readFile(await written('plain'))).toString('latin1');
+  await writeFile(changed, Buffer.from(plain.replace('"version":"2"', '"version":"3"'), 'latin1'));
+  await assert.rejects(openProfile(changed), coded('KVTC_PROFILE_MALFORMED'));
+  for (const wrong of [
+    { rows: { key: 33, value: 20 }, expected: { key: vector(99), value: vector(60) } },
+    { offsets: vector(3).fill(NaN) },
+  ]) {
+    await assert.rejects(written('wrong', { tokenMeans: { ...tokenMeans, ...wrong } }), coded('KVTC_OPTION_INVALID'));
+  }
 });
 
 test('the same contents give the same bytes, and new steps and quality keep the id', async () => {

@@ -32,7 +32,7 @@ export async function documentRows(
 ): Promise<DocumentRows[]> {
   const model = await openModel(modelPath);
   const backend = openGgmlBackend();
-  const transforms = openTransforms(profile, backend);
+  const transforms = openTransforms(profile, backend, { model: modelPath });
   try {
     const tokenize = (text: string): Int32Array => model.tokenize(text, { addSpecial: false });
     const documents = await cutDocuments(await heldOutTexts(), { documentTokens: tokens, documents: count, tokenize });
@@ -44,6 +44,7 @@ export async function documentRows(
       const view = parseState(context.getState());
       const range = { startToken: SINKS, endToken: tokens };
       const layers = { startLayer: 0, endLayer: view.layers };
+      const means = await transforms.means(document.tokens);
       const project = async (stream: StreamKind): Promise<Float32Array> => {
         const rows = new Uint8Array((tokens - SINKS) * view.layers * rowBytesOf(view, stream));
         gatherRows(view, stream, layers, range, rows);
@@ -54,7 +55,9 @@ export async function documentRows(
         return out;
       };
       const coefficients = { key: await project('key'), value: await project('value') };
-      found.push({ tokens: tokens - SINKS, coefficients, classes: classesOf(profile, tokens - SINKS, coefficients) });
+      const classes = classesOf(profile, tokens - SINKS, coefficients);
+      for (const stream of STREAMS) await means?.add(stream, range, coefficients[stream], profile.rank[stream], -1);
+      found.push({ tokens: tokens - SINKS, coefficients, classes });
     }
     return found;
   } finally {

@@ -11,6 +11,10 @@ export const verb: Verb = {
     options: {
       profile: PROFILE_OPTION,
       output: { value: 'STATE', short: 'o', required: true, help: 'the state to write' },
+      model: {
+        value: 'MODEL',
+        help: 'path or name of the model: for profiles that expect something of a token by its id (inspect tells)',
+      },
       format: {
         value: 'file|blob',
         fallback: 'file',
@@ -26,8 +30,12 @@ export const verb: Verb = {
     const output = args.text('output') ?? '';
     const format = args.choice('format', ['file', 'blob']) ?? 'file';
     const { restore } = await import('../../cache/coder.ts');
+    const { resolveModel } = await import('../../models/pull.ts');
     const container = args.positionals[0] ?? '';
-    const result = await restore({ ...context, container, profile: args.text('profile') ?? '', output, format });
+    const name = args.text('model');
+    const model = name === undefined ? undefined : await resolveModel(name);
+    const profile = args.text('profile') ?? '';
+    const result = await restore({ ...context, container, profile, model, output, format });
     const { tokenCount, elapsedMs } = result;
     const stateBytes = result.state.length;
     return {

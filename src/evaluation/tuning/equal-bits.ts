@@ -8,6 +8,7 @@ import { createChunkEncoder } from '../../cache/chunk-coder.ts';
 import { COMPRESS_DEFAULTS } from '../../cache/compress.ts';
 import { layOutTokens } from '../../cache/layout.ts';
 import type { Transforms } from '../../cache/transforms.ts';
+import type { SequenceMeans } from '../../calibration/token-means.ts';
 import type { TokenCoefficients } from '../../calibration/token-steps.ts';
 import { SCALE_UNITS, stepOf } from '../../codec/wtc/classes.ts';
 import { gatherRows, parseState, rowBytesOf } from '../../engines/llama/state.ts';
@@ -17,6 +18,8 @@ import type { TunedSetting } from './search.ts';
 /** Coefficients of a cache's tokens from the sinks on, all of the profile's components. */
 export interface CachedCoefficients extends TokenCoefficients {
   readonly firstToken: number;
+  /** What their ids tell; not taken out yet. */
+  readonly means: SequenceMeans | null;
 }
 
 /** A setting at the step of its own that gives it the wanted size. */
@@ -37,29 +40,31 @@ const MOST_MOVE = 2;
 /** Projects a state's tokens outside the sinks, a chunk at a time. Takes f16, bf16 and f32 caches. */
 export async function cachedCoefficients(
   state: Uint8Array,
+  tokens: Int32Array,
   transforms: Transforms,
   signal: AbortSignal | undefined,
 ): Promise<CachedCoefficients> {
   const { rank, model } = transforms.profile;
   const view = parseState(state);
   const firstToken = Math.min(COMPRESS_DEFAULTS.sinks, view.tokenCount);
-  const tokens = view.tokenCount - firstToken;
-  const out = { key: new Float32Array(tokens * rank.key), value: new Float32Array(tokens * rank.value) }; // [tokens, rank]
+  const count = view.tokenCount - firstToken;
+  const out = { key: new Float32Array(count * rank.key), value: new Float32Array(count * rank.value) }; // [tokens, rank]
   const layers = { startLayer: 0, endLayer: model.geometry.layers };
   for (const stream of STREAMS) {
     const element = stream === 'key' ? view.keyType : view.valueType;
     const analysis = await transforms.analysis(stream, rank[stream], element);
     for (const range of chunksOf(view.tokenCount)) {
       throwIfAborted(signal);
-      const count = range.endToken - range.startToken;
-      const rows = new Uint8Array(count * layers.endLayer * rowBytesOf(view, stream));
+      const length = range.endToken - range.startToken;
+      const rows = new Uint8Array(length * layers.endLayer * rowBytesOf(view, stream));
       gatherRows(view, stream, layers, range, rows);
       const at = (range.startToken - firstToken) * rank[stream];
       const positions = view.positions.subarray(range.startToken, range.endToken);
-      await analysis.project(rows, positions, out[stream].subarray(at, at + count * rank[stream]));
+      const coefficients = out[stream].subarray(at, at + length * rank[stream]);
+      await analysis.project(rows, positions, coefficients);
     }
   }
-  return { tokens, firstToken, ...out };
+  return { tokens: count, firstToken, means: await transforms.means(tokens), ...out };
 }
 
 /** The profile with nothing but this setting in its table: any step then codes with its exponent and offset. */
@@ -80,12 +85,13 @@ export async function codedBytes(
   setting: TunedSetting,
   keyStepIndex: number,
 ): Promise<number> {
-  const encoder = createChunkEncoder(profileWith(profile, setting, keyStepIndex), {
-    step: stepOf(keyStepIndex),
-    window: COMPRESS_DEFAULTS.window,
-  });
   let bytes = 0;
   for (const cache of caches) {
+    const encoder = createChunkEncoder(profileWith(profile, setting, keyStepIndex), {
+      step: stepOf(keyStepIndex),
+      window: COMPRESS_DEFAULTS.window,
+      means: cache.means,
+    });
     const tokenCount = cache.firstToken + cache.tokens;
     for (const range of chunksOf(tokenCount)) {
       const ranks = encoder.ranks(range, tokenCount);

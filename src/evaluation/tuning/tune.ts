@@ -7,7 +7,7 @@ import { KvtcError } from '../../base/errors.ts';
 import type { RunOptions } from '../../base/events.ts';
 import { throwIfAborted } from '../../base/events.ts';
 import type { StreamKind } from '../../base/geometry.ts';
-import { streamWidth } from '../../base/geometry.ts';
+import { STREAMS, streamWidth } from '../../base/geometry.ts';
 import { openTransforms } from '../../cache/transforms.ts';
 import type { Transforms } from '../../cache/transforms.ts';
 import { measureSteps } from '../../calibration/measure-steps.ts';
@@ -145,7 +145,7 @@ export async function tuneProfile(options: TuneOptions): Promise<Tuning> {
     closers.push(() => context.close());
     const backend = openGgmlBackend({ threads });
     closers.push(() => backend.close());
-    const transforms = openTransforms(profile, backend);
+    const transforms = openTransforms(profile, backend, { model: modelPath });
     closers.push(() => transforms.close());
 
     const counter = tokenCounter(onEvent);
@@ -209,7 +209,8 @@ export async function tuneProfile(options: TuneOptions): Promise<Tuning> {
       })),
       chosen,
     };
-    const steps = chosen === 0 ? undefined : stepsOf(profile, coefficients, tried[chosen] as TunedSetting, signal);
+    const steps =
+      chosen === 0 ? undefined : await stepsOf(profile, coefficients, tried[chosen] as TunedSetting, signal);
     throwIfAborted(signal);
     // What was measured with other steps says nothing of these.
     await rewriteProfile(profilePath, { tuning: record, ...(steps === undefined ? {} : { steps, quality: [] }) });
@@ -256,9 +257,10 @@ async function runPrefixes(documents: readonly EvaluationDocument[], world: Pref
   const caches: TuningCache[] = [];
   for (const document of documents) {
     context.clear();
-    await prefill(document.tokens.subarray(0, shape.prefixTokens), { context, onDecoded: counter.add, signal });
+    const tokens = document.tokens.subarray(0, shape.prefixTokens);
+    await prefill(tokens, { context, onDecoded: counter.add, signal });
     const state = context.getState();
-    caches.push({ document, state, coefficients: await cachedCoefficients(state, transforms, signal) });
+    caches.push({ document, state, coefficients: await cachedCoefficients(state, tokens, transforms, signal) });
   }
   return caches;
 }
@@ -289,13 +291,14 @@ function lossOf(documents: readonly DocumentScores[]): TunedLoss {
 }
 
 /** The table of steps of a setting, measured on the documents' own rows. */
-function stepsOf(
+async function stepsOf(
   profile: WtcProfile,
   caches: readonly CachedCoefficients[],
   { exponent, valueOffset }: TunedSetting,
   signal: AbortSignal | undefined,
-): StepPoint[] {
-  const { geometry } = profile.model;
+): Promise<StepPoint[]> {
+  const { model, rank } = profile;
+  const { geometry } = model;
   const join = (stream: StreamKind): Float32Array => {
     const out = new Float32Array(caches.reduce((sum, cache) => sum + cache[stream].length, 0));
     let at = 0;
@@ -305,10 +308,20 @@ function stepsOf(
     }
     return out;
   };
+  const coded = { key: join('key'), value: join('value') };
+  for (const stream of STREAMS) {
+    let at = 0;
+    for (const { means, firstToken, tokens } of caches) {
+      const own = coded[stream].subarray(at, (at += tokens * rank[stream]));
+      const range = { startToken: firstToken, endToken: firstToken + tokens };
+      await means?.add(stream, range, own, rank[stream], -1);
+    }
+  }
   return measureSteps({
     tables: profile.tables,
     widths: { key: streamWidth(geometry, 'key'), value: streamWidth(geometry, 'value') },
-    coefficients: {
+    coefficients: coded,
+    predicting: {
       tokens: caches.reduce((sum, { tokens }) => sum + tokens, 0),
       key: join('key'),
       value: join('value'),

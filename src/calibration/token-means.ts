@@ -1,0 +1,126 @@
+// What token ids tell of a token's coefficients before anything of it is decoded: features from its embedding and its
+// predecessor's, and the coefficients to expect with them. Encoders take these out, decoders put them back.
+// Does not know: files, models, where embeddings come from. Format: docs/format/profile.md, version 3.
+
+import type { StreamKind, TokenRange } from '../base/geometry.ts';
+import { KvtcError, invariant } from '../base/errors.ts';
+import type { Backend, PreparedMatrix } from '../linalg/backend.ts';
+import { denseMatrix } from '../linalg/dense.ts';
+import type { TokenMeans } from '../profile/profile.ts';
+
+/** f32[ids, embedding width] of token ids: the model's own input embeddings, dequantised. */
+export type EmbeddingSource = (ids: Int32Array) => Promise<Float32Array>;
+
+/** Added to an embedding's mean square: that of an unused token may be zero. */
+const LEAST_SQUARE = 1e-12;
+
+/** Coefficients to expect of the tokens of one sequence. */
+export interface SequenceMeans {
+  /**
+   * Adds `sign` times the expected leading coefficients to f32[tokens, rank] of a range or of some tokens, in place: 1 to
+   * put them back, −1 to take them out. Calls may overlap.
+   */
+  add(
+    stream: StreamKind,
+    which: TokenRange | readonly number[],
+    coefficients: Float32Array,
+    rank: number,
+    sign: 1 | -1,
+  ): Promise<void>;
+}
+
+/** A profile's token means, ready to multiply. Close them. */
+export interface OpenTokenMeans {
+  /** Reads and projects the embeddings of a sequence's ids, each once. */
+  of(tokens: Int32Array): Promise<SequenceMeans>;
+  close(): void;
+}
+
+/**
+ * Prepares the matrices. Throws KVTC_BACKEND_FAILED; `of` throws KVTC_PROFILE_MISMATCH for embeddings of another width, and
+ * what `embeddings` throws.
+ * Memory: 8 bytes × dims for every distinct id of a sequence.
+ */
+export async function openTokenMeans(
+  means: TokenMeans,
+  embeddings: EmbeddingSource,
+  backend: Backend,
+): Promise<OpenTokenMeans> {
+  const { dims, width, offsets } = means;
+  // Row d of [dims, 2·width] is [own | before]; one product takes both parts of an embedding: [own; before], [2·dims, width].
+  const stacked = new Float32Array(2 * dims * width);
+  for (let d = 0; d < dims; d++) {
+    stacked.set(means.features.subarray(2 * d * width, (2 * d + 1) * width), d * width);
+    stacked.set(means.features.subarray((2 * d + 1) * width, (2 * d + 2) * width), (dims + d) * width);
+  }
+  const prepared: PreparedMatrix[] = [];
+  const prepare = async (values: Float32Array, rows: number, columns: number): Promise<PreparedMatrix> => {
+    const matrix = await backend.prepareMatrix(denseMatrix(values, rows, columns), 'f32');
+    prepared.push(matrix);
+    return matrix;
+  };
+  const features = await prepare(stacked, 2 * dims, width);
+  const expected = {
+    key: await prepare(means.expected.key, means.rows.key, dims),
+    value: await prepare(means.expected.value, means.rows.value, dims),
+  };
+  return {
+    of: async (tokens) => {
+      const ids = Int32Array.from(new Set(tokens)).toSorted();
+      const slots = new Map([...ids].map((id, slot) => [id, slot]));
+      const values = await embeddings(ids);
+      if (values.length !== ids.length * width) {
+        const got = values.length / ids.length;
+        const message = `the profile's features take embeddings of ${width} numbers; the model's have ${got}`;
+        throw new KvtcError('KVTC_PROFILE_MISMATCH', message, { gotWidth: got, expectedWidth: width });
+      }
+      for (let slot = 0; slot < ids.length; slot++) normalise(values.subarray(slot * width, (slot + 1) * width));
+      const table = new Float32Array(ids.length * 2 * dims);
+      await features.multiply(values, ids.length, table);
+      /** f32[positions, dims] */
+      const featuresOf = (positions: readonly number[]): Float32Array => {
+        const out = new Float32Array(positions.length * dims);
+        for (const [i, t] of positions.entries()) {
+          const at = i * dims;
+          const own = slots.get(tokens[t]!)! * 2 * dims;
+          const before = t === 0 ? -1 : slots.get(tokens[t - 1]!)! * 2 * dims + dims;
+          for (let d = 0; d < dims; d++) {
+            out[at + d] = table[own + d]! + (before < 0 ? 0 : table[before + d]!) - offsets[d]!;
+          }
+        }
+        return out;
+      };
+      return {
+        add: async (stream, which, coefficients, rank, sign) => {
+          const positions = 'startToken' in which ? positionsOf(which) : which;
+          const count = positions.length;
+          invariant(
+            positions.every((t) => t < tokens.length),
+            `positions beyond ${tokens.length} tokens`,
+          );
+          const rows = Math.min(rank, means.rows[stream]);
+          const product = new Float32Array(count * rows);
+          await expected[stream].multiply(featuresOf(positions), count, product, { startRow: 0, endRow: rows });
+          for (let t = 0; t < count; t++) {
+            for (let i = 0; i < rows; i++) coefficients[t * rank + i]! += sign * product[t * rows + i]!;
+          }
+        },
+      };
+    },
+    close: () => {
+      for (const matrix of prepared) matrix.close();
+    },
+  };
+}
+
+function positionsOf({ startToken, endToken }: TokenRange): number[] {
+  return Array.from({ length: endToken - startToken }, (_, i) => startToken + i);
+}
+
+/** Over its root mean square, in place. */
+function normalise(embedding: Float32Array): void {
+  let squares = 0;
+  for (const value of embedding) squares += value * value;
+  const scale = 1 / Math.sqrt(squares / embedding.length + LEAST_SQUARE);
+  for (let i = 0; i < embedding.length; i++) embedding[i]! *= scale;
+}
