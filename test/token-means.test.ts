@@ -183,6 +183,7 @@ test('moments that tell what ids do make a profile of version 3, others one of v
   await profile.close();
   const found = await inspect(at('means'));
   assert.ok(found.kind === 'profile' && found.parts.some(({ name }) => name === 'token.features'));
+  assert.equal(found.tokenFeatures, dims);
 });
 
 test('what is expected needs no bits: no larger, it errs less', async () => {

@@ -64,6 +64,8 @@ export interface InspectedProfile
   readonly steps: readonly StepPoint[];
   /** Of wtc: how its steps were chosen by measured loss; null where they never were. */
   readonly tuning: WtcProfile['tuning'];
+  /** Of wtc: features by which token ids tell part of a token; the model's file is then needed to code and to restore. */
+  readonly tokenFeatures: number | null;
 }
 
 export interface InspectedGguf extends InspectedFile {
@@ -223,6 +225,7 @@ async function inspectProfile(path: string): Promise<InspectedProfile> {
       steps: profile.codec === 'wtc' ? profile.steps : [],
       ...sizeOf(header, provenance),
       tuning: profile.codec === 'wtc' ? profile.tuning : null,
+      tokenFeatures: profile.codec === 'wtc' ? (profile.tokenMeans?.dims ?? null) : null,
       parts: checked(parts, byteLength),
     };
   } finally {

@@ -156,6 +156,9 @@ function profileLines(found: InspectedProfile): string[] {
         `${formatCount(provenance.heldOutRows)} tokens; first ${provenance.sinks} of each document left out`,
       ],
       ...(provenance.sensitivity === undefined ? [] : [['sensitivity', provenance.sensitivity] as const]),
+      ...(found.tokenFeatures === null
+        ? []
+        : [['token ids', `tell ${found.tokenFeatures} features: coding and restoring need the model's file`] as const]),
       ...tunedFact(found),
       ['made by', provenance.producer],
     ]),
