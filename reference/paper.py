@@ -80,17 +80,19 @@ def read_plans(header):
 
 
 def read_wtc_parameters(header):
-    """{stream: {stepIndex, rank, cut}}."""
+    """{stream: {stepIndex, rank, cut, expected}}."""
     bad, parameters, out = "CONTAINER_MALFORMED", header["codecParameters"], {}
     require(header["entropy"] == "none", bad, "wtc has no entropy stage of its own")
     members(parameters, STREAMS, "codecParameters")
     for stream in STREAMS:
         out[stream] = plan = dict(parameters[stream])
-        members(plan, ("stepIndex", "rank", "cut"), stream)
+        members(plan, ("stepIndex", "rank", "cut") + (("expected",) if "expected" in plan else ()), stream)
+        plan.setdefault("expected", 0)
         integer(plan, "stepIndex", -16384, 16384)
         integer(plan, "rank", 0, 1 << 20)
         integer(plan, "cut", -10, 58)
-        require(plan["rank"] % 16 == 0, bad, "rank")
+        integer(plan, "expected", 0, plan["rank"])
+        require(plan["rank"] % 16 == 0 and plan["expected"] % 16 == 0, bad, "rank")
     return out
 
 

@@ -35,8 +35,7 @@ def read_profile(data, header):
     layers, streams = header["model"]["geometry"]["layers"], {}
     if version == "3":
         dims, doubled = entries["token.features"]["shape"]
-        streams["token"] = dict(dims=dims, width=doubled // 2,
-                                features=tensor(entries, tensors, "token.features", "F32", [dims, doubled]),
+        streams["token"] = dict(dims=dims, width=doubled // 2, features=scaled_rows(entries, tensors, "token.features"),
                                 offsets=tensor(entries, tensors, "token.offsets", "F32", [dims]))
     for stream in STREAMS:
         width = layers * layer_width(header, stream)
@@ -61,8 +60,16 @@ def read_profile(data, header):
         if version == "3":
             shape = entries[stream + ".expected"]["shape"]
             require(shape[0] <= rank and shape[1] == dims, bad, stream + ".expected")
-            streams[stream]["expected"] = tensor(entries, tensors, stream + ".expected", "F32", shape)
+            streams[stream]["expected"] = scaled_rows(entries, tensors, stream + ".expected")
     return streams
+
+
+def scaled_rows(entries, tensors, name):
+    """Rows of an I8 tensor, each by its scale."""
+    rows, columns = entries[name]["shape"]
+    integers = tensor(entries, tensors, name, "I8", [rows, columns])
+    scales = tensor(entries, tensors, name + ".scales", "F32", [rows, 1])
+    return [[integers[r * columns + i] * scales[r] for i in range(columns)] for r in range(rows)]
 
 
 def tensor(entries, tensors, name, kind, shape):
@@ -81,16 +88,15 @@ def token_features(tokens, t, token, embeddings):
         return [v * scale for v in values]
 
     both = normalised(t) + normalised(t - 1)
-    return [sum(token["features"][d * len(both) + i] * v for i, v in enumerate(both)) - token["offsets"][d]
-            for d in range(token["dims"])]
+    return [sum(f * v for f, v in zip(feature, both)) - offset
+            for feature, offset in zip(token["features"], token["offsets"])]
 
 
-def expect(coefficients, stream, z):
-    """Coefficients of one token with what its id lets expect, as far as it reaches."""
-    dims, out = len(z), list(coefficients)
-    for i in range(min(len(out), len(stream["expected"]) // dims)):
-        out[i] += sum(stream["expected"][i * dims + d] * z[d] for d in range(dims))
-    return out
+def expect(coefficients, stream, z, components):
+    """Coefficients of one token with what its id lets expect of the first components."""
+    require(components <= len(stream["expected"]), "PROFILE_MISMATCH", "more is expected than the profile knows")
+    told = [sum(e * v for e, v in zip(row, z)) for row in stream["expected"][:components]]
+    return [c + t for c, t in zip(coefficients, told)] + list(coefficients[components:])
 
 
 def synthesise(coefficients, profile):
@@ -173,7 +179,9 @@ def rebuild_rows(container, profile, stream, start, end, embeddings=None):
             first = max(start, chunk["start"])
             coefficients = decode_chunk(chunk, header, plans, profile)[1][first - chunk["start"]:end - chunk["start"]]
             if needed:
-                coefficients = [expect(own, profile[stream], token_features(container["tokens"], t, profile["token"], embeddings))
+                told = plans[stream]["expected"]
+                coefficients = [expect(own, profile[stream],
+                                       token_features(container["tokens"], t, profile["token"], embeddings), told)
                                 for t, own in enumerate(coefficients, first)]
             for token, row in enumerate(synthesise(coefficients, profile[stream]), first):
                 if stream == "key":

@@ -177,9 +177,10 @@ test('moments that tell what ids do make a profile of version 3, others one of v
   }
   const profile = await openProfile(at('means'));
   assert.ok(profile.codec === 'wtc' && profile.tokenMeans !== null);
-  const { dims, width, rows } = profile.tokenMeans;
+  const { dims, width, expected } = profile.tokenMeans;
   assert.equal(width, (await embeddings(Int32Array.of(1))).length);
-  assert.deepEqual([dims, rows.key <= profile.rank.key, rows.value <= profile.rank.value], [2 * width, true, true]);
+  assert.equal(dims, 2 * width);
+  for (const stream of STREAMS) assert.equal(expected[stream].rows, profile.rank[stream]);
   await profile.close();
   const found = await inspect(at('means'));
   assert.ok(found.kind === 'profile' && found.parts.some(({ name }) => name === 'token.features'));
@@ -198,7 +199,7 @@ test('what is expected needs no bits: no larger, it errs less', async () => {
       modelPath,
     );
   const one = await measure('one-mean', 16);
-  const means = await measure('means', 48, world.modelPath);
+  const means = await measure('means', 24, world.modelPath);
   assert.ok(means.bytes < one.bytes, `${means.bytes} and ${one.bytes} bytes`);
   assert.ok(means.error < 0.7 * one.error, `${means.error} and ${one.error}`);
 });
@@ -277,8 +278,8 @@ test('the independent decoder rebuilds the same rows, that of the first token in
       error += (value - (expected[i] as number)) ** 2;
       energy += (expected[i] as number) ** 2;
     }
-    // Products here are in q8_0.
-    assert.ok(error < 1e-4 * energy, `${stream}: ${error / energy}`);
+    // Products here are in q8_0, two of them.
+    assert.ok(error < 5e-4 * energy, `${stream}: ${error / energy}`);
   }
 });
 

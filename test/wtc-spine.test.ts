@@ -250,6 +250,8 @@ test('hostile parameters end in codes', async () => {
     ['KVTC_CONTAINER_MALFORMED', { codecParameters: { key: stream, value: { ...stream, rank: 17 } } }],
     ['KVTC_CONTAINER_MALFORMED', { codecParameters: { key: stream, value: { ...stream, stepIndex: 1e9 } } }],
     ['KVTC_PROFILE_MISMATCH', { codecParameters: { key: stream, value: { ...stream, rank: 1 << 20 } } }],
+    ['KVTC_CONTAINER_MALFORMED', { codecParameters: { key: { ...stream, expected: 32 }, value: stream } }],
+    ['KVTC_PROFILE_MISMATCH', { codecParameters: { key: { ...stream, expected: 16 }, value: stream } }],
     ['KVTC_CHUNK_MALFORMED', { codecParameters: { key: stream, value: stream } }],
   ];
   await withCoder(paths.plain, async (coder) => {

@@ -97,7 +97,7 @@ export function openTransforms(profile: Profile, backend: Backend, options: Tran
         );
       }
       const embeddings = typeof model === 'function' ? model : profileEmbeddings(profile, model);
-      tokenMeans ??= openTokenMeans(profile.tokenMeans, embeddings, backend);
+      tokenMeans ??= openTokenMeans(profile.tokenMeans, embeddings, backend, precision);
       return (await tokenMeans).of(tokens);
     },
     close: () => {

@@ -124,7 +124,7 @@ export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): C
   };
   // Tokens outside the window need fewer components than finer ones: most chunks do with smaller matrices.
   const usual = parameters(predictor === null ? 0 : USUAL_LOWEST_CLASS);
-  const filed = finer > 0 ? parameters(WINDOW_CLASS) : usual;
+  const filed = withExpected(finer > 0 ? parameters(WINDOW_CLASS) : usual, usual, profile);
   const plans = plansOf(profile, filed);
   const ranksOf = ({ endToken }: TokenRange, tokenCount: number): Readonly<Record<StreamKind, number>> => {
     const { key, value } = endToken > tokenCount - finer ? filed : usual;
@@ -146,7 +146,10 @@ export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): C
           ? { key: new Int8Array(tokens), value: new Int8Array(tokens) }
           : predictTokenClasses(predictor, { tokens, ...coefficients, recency }, setting.exponent);
       // How much a token matters shows in all of it, what ids tell included.
-      for (const stream of STREAMS) await means?.add(stream, range, coefficients[stream], ranks[stream], -1);
+      for (const stream of STREAMS) {
+        const shape = { rank: ranks[stream], components: filed[stream].expected ?? 0 };
+        await means?.add(stream, range, coefficients[stream], shape, -1);
+      }
       const first = predictor?.recency === true ? tokens : Math.max(0, tokenCount - finer - range.startToken);
       const code = (stream: StreamKind) => {
         const own = classes[stream];
@@ -174,13 +177,15 @@ export function createWtcDecoder(
       { section: 'header', got: header.entropy, expected: 'none' },
     );
   }
-  for (const stream of STREAMS) checkRank(stream, parameters[stream].rank, profile);
+  for (const stream of STREAMS) {
+    checkRank(stream, parameters[stream].rank, profile);
+    checkExpected(stream, parameters[stream].expected ?? 0, profile);
+  }
   const plans = plansOf(profile, parameters);
   const lowestClass = profile.predictor === null ? 0 : USUAL_LOWEST_CLASS;
   const usualRank = (stream: StreamKind): number => {
-    const { stepIndex, cut, rank } = parameters[stream];
+    const { stepIndex, cut, rank, expected = 0 } = parameters[stream];
     // Components that are expected to be something are not zero, coded or not.
-    const expected = RANK_STEP * Math.ceil((profile.tokenMeans?.rows[stream] ?? 0) / RANK_STEP);
     return Math.min(rank, Math.max(expected, rankNeeded(profile.tables[stream].scales, stepIndex, cut, lowestClass)));
   };
   const usual = { key: usualRank('key'), value: usualRank('value') };
@@ -204,10 +209,32 @@ export function createWtcDecoder(
         rank < plan.rank && isZeroFrom(coefficients, tokenCount, plan.rank, rank)
           ? { rank, coefficients: leadingColumns(coefficients, tokenCount, plan.rank, rank) }
           : { rank: plan.rank, coefficients };
-      await means?.add(stream, chunk, decoded.coefficients, decoded.rank, 1);
+      const shape = { rank: decoded.rank, components: parameters[stream].expected ?? 0 };
+      await means?.add(stream, chunk, decoded.coefficients, shape, 1);
       return decoded;
     },
   };
+}
+
+/** What ids tell is taken out of the components that all tokens may have coded: beyond them it matters to none. */
+function withExpected(filed: WtcParameters, usual: WtcParameters, { tokenMeans }: WtcProfile): WtcParameters {
+  if (tokenMeans === null) return filed;
+  const stream = (name: StreamKind): WtcParameters['key'] => {
+    const { rows } = tokenMeans.expected[name];
+    return { ...filed[name], expected: Math.min(usual[name].rank, rows - (rows % RANK_STEP)) };
+  };
+  return { key: stream('key'), value: stream('value') };
+}
+
+/** Throws KVTC_PROFILE_MISMATCH when a header claims more than the profile's ids tell. */
+function checkExpected(stream: StreamKind, expected: number, { tokenMeans }: WtcProfile): void {
+  const known = tokenMeans?.expected[stream].rows ?? 0;
+  if (expected <= known) return;
+  throw new KvtcError(
+    'KVTC_PROFILE_MISMATCH',
+    `the container expects ${expected} ${stream} components by token ids, the profile knows ${known}`,
+    { stream, gotComponents: known, expectedComponents: expected },
+  );
 }
 
 type Plans = Readonly<Record<StreamKind, WtcPlan>>;

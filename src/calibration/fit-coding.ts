@@ -9,7 +9,7 @@ import { STREAMS } from '../base/geometry.ts';
 import { RANK_STEP } from '../codec/paper/plan.ts';
 import { SCALE_UNITS } from '../codec/wtc/classes.ts';
 import { trainTables } from '../codec/wtc/train.ts';
-import type { Backend } from '../linalg/backend.ts';
+import type { Backend, MatrixSource } from '../linalg/backend.ts';
 import { denseMatrix } from '../linalg/dense.ts';
 import type { HeadMetric, StepPoint, TokenMeans, TokenPredictor } from '../profile/profile.ts';
 import type { WtcStream } from '../profile/write-wtc.ts';
@@ -63,8 +63,6 @@ export interface FittedStream {
   readonly synthesis: Float32Array;
   /** Null where the analysis is the synthesis. */
   readonly metric: HeadMetric | null;
-  /** f32[components, dims]; empty where token ids tell nothing. */
-  readonly expected: Float32Array;
   /** f32[rank] */
   readonly deviations: Float32Array;
   readonly scales: Int16Array;
@@ -172,19 +170,18 @@ async function takeOutExpected(
   let row = 0;
   for (const { tokens, chosen } of means === null ? [] : sources) {
     const own = coefficients.subarray(row * rank, (row + chosen.length) * rank);
-    await (await means?.of(tokens))?.add(stream, chosen, own, rank, -1);
+    await (await means?.of(tokens))?.add(stream, chosen, own, { rank, components: rank }, -1);
     row += chosen.length;
   }
 }
 
+/** What is expected of the components that are kept. */
 function withinRank(means: TokenMeans, streams: Readonly<Record<StreamKind, WtcStream>>): TokenMeans {
-  const rows = (stream: StreamKind): number => Math.min(means.rows[stream], streams[stream].scales.length);
-  const cut = (stream: StreamKind): Float32Array => means.expected[stream].subarray(0, rows(stream) * means.dims);
-  return {
-    ...means,
-    rows: { key: rows('key'), value: rows('value') },
-    expected: { key: cut('key'), value: cut('value') },
+  const kept = (stream: StreamKind): MatrixSource => {
+    const { rows } = means.expected[stream];
+    return { ...means.expected[stream], rows: Math.min(rows, streams[stream].scales.length) };
   };
+  return { ...means, expected: { key: kept('key'), value: kept('value') } };
 }
 
 /** From where only the first components are coded to where the last takes about 4 bits. */

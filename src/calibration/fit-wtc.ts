@@ -8,6 +8,7 @@ import { layerWidth } from '../base/geometry.ts';
 import { RANK_STEP } from '../codec/paper/plan.ts';
 import { SCALE_UNITS, scaleIndices } from '../codec/wtc/classes.ts';
 import type { Backend } from '../linalg/backend.ts';
+import { denseMatrix } from '../linalg/dense.ts';
 import type { TokenMeans } from '../profile/profile.ts';
 import type { RowSource } from './collect.ts';
 import type { FittedStream, WtcCoding } from './fit-coding.ts';
@@ -19,14 +20,15 @@ import type { Moments } from './moments.ts';
 import type { HeadMetrics, Sensitivity } from './sensitivity-file.ts';
 import type { EmbeddingSource, OpenTokenMeans } from './token-means.ts';
 import { openTokenMeans } from './token-means.ts';
-import type { TokenMoments, TokenRegression } from './token-regression.ts';
+import type { TokenMoments } from './token-regression.ts';
 import { fitTokenRegression } from './token-regression.ts';
-import type { ExpectedRows } from './weighted-basis.ts';
-import { factorMetrics, fitWeightedBasis } from './weighted-basis.ts';
+import { fitWeightedBasis } from './weighted-basis.ts';
 
-/** Features of token ids, and components that something is expected of by them (docs/levers.md has what others bring). */
-const TOKEN_FEATURES = 256;
-const EXPECTED_COMPONENTS = 1024;
+/** Features of token ids (docs/levers.md has what others bring). */
+const TOKEN_FEATURES = 512;
+
+/** Of a component's variance something is always left. */
+const LEAST_LEFT = 1e-6;
 
 /** A stream gets at most this share more than half of all components. */
 const RANK_REACH = 4 / 3;
@@ -65,46 +67,84 @@ export async function fitWtc(
   const { sensitivity } = options;
   const startedMs = performance.now();
   const metrics = sensitivity === undefined ? null : normalised(sensitivity.metrics);
-  const regression = await regressionOf(moments, metrics, options);
   const found = {
-    key: await fitStream('key', moments.key, metrics?.key ?? null, regression, options),
-    value: await fitStream('value', moments.value, metrics?.value ?? null, regression, options),
+    key: await fitStream('key', moments.key, metrics?.key ?? null, options),
+    value: await fitStream('value', moments.value, metrics?.value ?? null, options),
   };
   const energies = found.value.totalEnergy / Math.max(found.key.totalEnergy, Number.MIN_VALUE);
   const valueOffset = metrics === null && energies > 0 ? Math.round((SCALE_UNITS / 2) * Math.log2(energies)) : 0;
   const ranks = jointRanks(found.key.scales, found.value.scales, valueOffset, 2 * options.rank);
   const fitted = { key: firstComponents(found.key, ranks.key), value: firstComponents(found.value, ranks.value) };
-  const tokenMeans = tokenMeansOf(regression, fitted);
+  const { tokenMeans, rest } = await withoutExpected(moments, fitted, options);
   const basisMs = performance.now() - startedMs;
   const means = await openMeans(tokenMeans, options);
   try {
-    const coding = await fitCoding(held, fitted, { ...options, means, tokenMeans, valueOffset });
+    const coding = await fitCoding(held, rest, { ...options, means, tokenMeans, valueOffset });
     return { ...coding, basisMs, planMs: performance.now() - startedMs - basisMs };
   } finally {
     means?.close();
   }
 }
 
-async function regressionOf(
+/** What token ids tell of coefficients, and the streams with only the rest to code: components by what is left of them. */
+async function withoutExpected(
   moments: Readonly<Record<StreamKind, Moments>>,
-  metrics: Sensitivity['metrics'] | null,
+  fitted: Readonly<Record<StreamKind, FittedStream>>,
   options: WtcFitOptions,
-): Promise<TokenRegression | null> {
+): Promise<{ readonly tokenMeans: TokenMeans | null; readonly rest: Readonly<Record<StreamKind, FittedStream>> }> {
   const { tokenMoments, embeddings } = options;
-  if (metrics === null || embeddings === undefined || tokenMoments === undefined || tokenMoments === null) return null;
-  const factors = { key: factorMetrics(metrics.key), value: factorMetrics(metrics.value) };
-  return fitTokenRegression(tokenMoments, moments, factors, { ...options, dims: TOKEN_FEATURES });
+  if (embeddings === undefined || tokenMoments === undefined || tokenMoments === null) {
+    return { tokenMeans: null, rest: fitted };
+  }
+  const regression = await fitTokenRegression(tokenMoments, moments, fitted, { ...options, dims: TOKEN_FEATURES });
+  const { dims, features, offsets } = regression;
+  const key = byWhatIsLeft(fitted.key, regression.expected.key, dims);
+  const value = byWhatIsLeft(fitted.value, regression.expected.value, dims);
+  return {
+    tokenMeans: {
+      dims,
+      width: features.length / dims / 2,
+      features: denseMatrix(features, dims, features.length / dims),
+      offsets,
+      expected: {
+        key: denseMatrix(key.expected, key.stream.scales.length, dims),
+        value: denseMatrix(value.expected, value.stream.scales.length, dims),
+      },
+    },
+    rest: { key: key.stream, value: value.stream },
+  };
 }
 
-function tokenMeansOf(
-  regression: TokenRegression | null,
-  fitted: Readonly<Record<StreamKind, FittedStream>>,
-): TokenMeans | null {
-  if (regression === null) return null;
-  const { dims, features, offsets } = regression;
-  const expected = { key: fitted.key.expected, value: fitted.value.expected };
-  const rows = { key: expected.key.length / dims, value: expected.value.length / dims };
-  return { dims, width: features.length / dims / 2, features, offsets, rows, expected };
+function byWhatIsLeft(
+  stream: FittedStream,
+  expected: Float32Array,
+  dims: number,
+): { readonly stream: FittedStream; readonly expected: Float32Array } {
+  const rank = stream.scales.length;
+  const left = stream.deviations.map((deviation, k) => {
+    let told = 0;
+    for (let d = k * dims; d < (k + 1) * dims; d++) told += expected[d]! ** 2;
+    return Math.sqrt(Math.max(deviation ** 2 - told, LEAST_LEFT * deviation ** 2));
+  });
+  const order = Array.from(left, (_, k) => k).toSorted((a, b) => left[b]! - left[a]! || a - b);
+  const arranged = (rows: Float32Array): Float32Array => {
+    const length = rows.length / rank;
+    const out = new Float32Array(rows.length);
+    for (const [to, from] of order.entries()) out.set(rows.subarray(from * length, (from + 1) * length), to * length);
+    return out;
+  };
+  const synthesis = arranged(stream.synthesis);
+  const deviations = Float32Array.from(order, (k) => left[k]!);
+  return {
+    stream: {
+      ...stream,
+      synthesis,
+      analysis: stream.metric === null ? synthesis : arranged(stream.analysis),
+      deviations,
+      scales: scaleIndices(deviations),
+    },
+    expected: arranged(expected),
+  };
 }
 
 async function openMeans(means: TokenMeans | null, options: WtcFitOptions): Promise<OpenTokenMeans | null> {
@@ -128,7 +168,6 @@ async function fitStream(
   stream: StreamKind,
   moments: Moments,
   metrics: HeadMetrics | null,
-  regression: TokenRegression | null,
   options: WtcFitOptions,
 ): Promise<FittedStream> {
   const { backend, seed, signal, onEvent, model } = options;
@@ -144,15 +183,9 @@ async function fitStream(
             analysis: basis,
             synthesis: basis,
             metric: null,
-            expected: new Float32Array(0),
           }),
         )
-      : await fitWeightedBasis(moments, metrics, {
-          ...run,
-          layers,
-          groups: Math.ceil(layers / layersPerBasis),
-          expected: regression === null ? undefined : expectedRows(regression, stream),
-        });
+      : await fitWeightedBasis(moments, metrics, { ...run, layers, groups: Math.ceil(layers / layersPerBasis) });
   const rank = found.rank - (found.rank % RANK_STEP);
   if (rank === 0) {
     throw new KvtcError(
@@ -162,12 +195,8 @@ async function fitStream(
     );
   }
   const deviations = Float32Array.from(found.variances.subarray(0, rank), Math.sqrt);
-  const { mean, analysis, synthesis, metric, expected, totalEnergy } = found;
-  return { mean, analysis, synthesis, metric, expected, deviations, scales: scaleIndices(deviations), totalEnergy };
-}
-
-function expectedRows({ weighted, dims }: TokenRegression, stream: StreamKind): ExpectedRows {
-  return { weighted: weighted[stream], dims, components: EXPECTED_COMPONENTS };
+  const { mean, analysis, synthesis, metric, totalEnergy } = found;
+  return { mean, analysis, synthesis, metric, deviations, scales: scaleIndices(deviations), totalEnergy };
 }
 
 /**

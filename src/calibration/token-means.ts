@@ -4,7 +4,7 @@
 
 import type { StreamKind, TokenRange } from '../base/geometry.ts';
 import { KvtcError, invariant } from '../base/errors.ts';
-import type { Backend, PreparedMatrix } from '../linalg/backend.ts';
+import type { Backend, MatrixSource, Precision, PreparedMatrix } from '../linalg/backend.ts';
 import { denseMatrix } from '../linalg/dense.ts';
 import type { TokenMeans } from '../profile/profile.ts';
 
@@ -17,14 +17,14 @@ const LEAST_SQUARE = 1e-12;
 /** Coefficients to expect of the tokens of one sequence. */
 export interface SequenceMeans {
   /**
-   * Adds `sign` times the expected leading coefficients to f32[tokens, rank] of a range or of some tokens, in place: 1 to
-   * put them back, −1 to take them out. Calls may overlap.
+   * Adds `sign` times the expected leading coefficients, `components` of them, to f32[tokens, rank] of a range or of some
+   * tokens, in place: 1 to put them back, −1 to take them out. Calls may overlap.
    */
   add(
     stream: StreamKind,
     which: TokenRange | readonly number[],
     coefficients: Float32Array,
-    rank: number,
+    shape: { readonly rank: number; readonly components: number },
     sign: 1 | -1,
   ): Promise<void>;
 }
@@ -37,7 +37,7 @@ export interface OpenTokenMeans {
 }
 
 /**
- * Prepares the matrices. Throws KVTC_BACKEND_FAILED; `of` throws KVTC_PROFILE_MISMATCH for embeddings of another width, and
+ * Prepares the matrices, what is expected in the given precision. Throws KVTC_BACKEND_FAILED; `of` throws KVTC_PROFILE_MISMATCH for embeddings of another width, and
  * what `embeddings` throws.
  * Memory: 8 bytes × dims for every distinct id of a sequence.
  */
@@ -45,24 +45,27 @@ export async function openTokenMeans(
   means: TokenMeans,
   embeddings: EmbeddingSource,
   backend: Backend,
+  precision: Precision = 'f32',
 ): Promise<OpenTokenMeans> {
   const { dims, width, offsets } = means;
   // Row d of [dims, 2·width] is [own | before]; one product takes both parts of an embedding: [own; before], [2·dims, width].
-  const stacked = new Float32Array(2 * dims * width);
+  const both = new Float32Array(2 * dims * width);
+  await means.features.read(0, dims, both);
+  const stacked = new Float32Array(both.length);
   for (let d = 0; d < dims; d++) {
-    stacked.set(means.features.subarray(2 * d * width, (2 * d + 1) * width), d * width);
-    stacked.set(means.features.subarray((2 * d + 1) * width, (2 * d + 2) * width), (dims + d) * width);
+    stacked.set(both.subarray(2 * d * width, (2 * d + 1) * width), d * width);
+    stacked.set(both.subarray((2 * d + 1) * width, (2 * d + 2) * width), (dims + d) * width);
   }
   const prepared: PreparedMatrix[] = [];
-  const prepare = async (values: Float32Array, rows: number, columns: number): Promise<PreparedMatrix> => {
-    const matrix = await backend.prepareMatrix(denseMatrix(values, rows, columns), 'f32');
+  const prepare = async (source: MatrixSource, as: Precision) => {
+    const matrix = await backend.prepareMatrix(source, as);
     prepared.push(matrix);
     return matrix;
   };
-  const features = await prepare(stacked, 2 * dims, width);
+  const features = await prepare(denseMatrix(stacked, 2 * dims, width), 'f32');
   const expected = {
-    key: await prepare(means.expected.key, means.rows.key, dims),
-    value: await prepare(means.expected.value, means.rows.value, dims),
+    key: await prepare(means.expected.key, precision),
+    value: await prepare(means.expected.value, precision),
   };
   return {
     of: async (tokens) => {
@@ -91,14 +94,15 @@ export async function openTokenMeans(
         return out;
       };
       return {
-        add: async (stream, which, coefficients, rank, sign) => {
+        add: async (stream, which, coefficients, { rank, components }, sign) => {
+          const rows = Math.min(rank, components, expected[stream].rows);
+          if (rows === 0) return;
           const positions = 'startToken' in which ? positionsOf(which) : which;
           const count = positions.length;
           invariant(
             positions.every((t) => t < tokens.length),
             `positions beyond ${tokens.length} tokens`,
           );
-          const rows = Math.min(rank, means.rows[stream]);
           const product = new Float32Array(count * rows);
           await expected[stream].multiply(featuresOf(positions), count, product, { startRow: 0, endRow: rows });
           for (let t = 0; t < count; t++) {

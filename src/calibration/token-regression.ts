@@ -1,19 +1,18 @@
-// Regression of rows on what their token ids tell: the few features of two embeddings that matter most to the output, and
-// what rows to expect with them. Does not know: where moments come from, files, how a basis is fitted.
-// Source: reduced-rank regression in the weighted domain of weighted-basis.ts.
+// Regression of coefficients on what token ids tell: the few features of two embeddings that save most bits, and the
+// coefficients to expect with them. Does not know: where moments come from, files, how a basis is fitted.
+// Source: reduced-rank regression; weights after the bits that a component takes.
 
+import { invariant } from '../base/errors.ts';
+import { throwIfAborted } from '../base/events.ts';
 import type { StreamKind } from '../base/geometry.ts';
 import { STREAMS } from '../base/geometry.ts';
-import { throwIfAborted } from '../base/events.ts';
-import { invariant } from '../base/errors.ts';
-import type { Backend, MatrixSource } from '../linalg/backend.ts';
+import type { Backend } from '../linalg/backend.ts';
 import { denseMatrix, transpose, triangleSize } from '../linalg/dense.ts';
 import { largeSymmetricEigen } from '../linalg/large-eigen.ts';
 import type { BasisOptions } from './basis.ts';
 import { leadingEigenvectors } from './basis.ts';
 import type { Moments } from './moments.ts';
 import { meanAboutShift } from './moments.ts';
-import type { MetricFactors } from './weighted-basis.ts';
 
 /** Moments of the embeddings of a token and its predecessor, and of these with the rows of both streams. */
 export interface TokenMoments {
@@ -27,16 +26,26 @@ export interface TokenMoments {
   readonly cross: Readonly<Record<StreamKind, Float32Array>>;
 }
 
+/** One stream's basis. */
+export interface RegressedBasis {
+  /** f32[rank, p]: coefficients are its products with centred rows. */
+  readonly analysis: Float32Array;
+  /** f32[rank]: standard deviations of coefficients, falling. */
+  readonly deviations: Float32Array;
+}
+
 export interface TokenRegression {
   readonly dims: number;
   /** f32[dims, features]: z = features · u − offsets has mean 0 and, on the calibration rows, covariance 1. */
   readonly features: Float32Array;
   /** f32[dims] */
   readonly offsets: Float32Array;
-  /** f32[p, dims]: what rows, weighted by the metric's factors, are expected to be: weighted · z. */
-  readonly weighted: Readonly<Record<StreamKind, Float32Array>>;
+  /** f32[rank, dims]: expected · z are the coefficients to expect; what is left is not correlated with z. */
+  readonly expected: Readonly<Record<StreamKind, Float32Array>>;
 }
 
+/** The step that bits are weighed for: the deviation of the component at this share of the rank. */
+const STEP_PLACE = 1 / 4;
 /** Added to the features' covariance before it is inverted, as a share of its mean diagonal. */
 const RIDGE_SHARE = 1e-3;
 
@@ -47,24 +56,26 @@ const RIDGE_SHARE = 1e-3;
 export async function fitTokenRegression(
   tokens: TokenMoments,
   moments: Readonly<Record<StreamKind, Moments>>,
-  factors: Readonly<Record<StreamKind, MetricFactors>>,
+  bases: Readonly<Record<StreamKind, RegressedBasis>>,
   options: Omit<BasisOptions, 'rank'> & { readonly dims: number },
 ): Promise<TokenRegression> {
   const { backend, signal } = options;
   const count = tokens.mean.length;
   const dims = Math.min(options.dims, count);
   const whitening = await whiteningOf(tokens, backend); // [features, features]
-  throwIfAborted(signal);
-  const weighted: Partial<Record<StreamKind, Float32Array>> = {};
+  const found: Partial<Record<StreamKind, Float32Array>> = {};
   const gram = new Float32Array(count * count);
   for (const stream of STREAMS) {
-    const cross = await times(centredCross(tokens, stream, moments[stream]), whitening, count, backend); // [p, features]
-    weigh(cross, factors[stream], count);
-    const turned = transpose(cross, cross.length / count, count);
-    const product = await times(turned, turned, cross.length / count, backend); // [features, features]
-    for (let i = 0; i < gram.length; i++) gram[i]! += product[i]!;
-    weighted[stream] = cross;
     throwIfAborted(signal);
+    const { analysis, deviations } = bases[stream];
+    const width = moments[stream].frame.width;
+    const cross = await times(centredCross(tokens, stream, moments[stream]), whitening, count, backend); // [p, features]
+    const coefficients = await times(analysis, transpose(cross, width, count), width, backend); // [rank, features]
+    const rank = deviations.length;
+    const weighted = transpose(weighedByBits(coefficients, deviations, count), rank, count);
+    const product = await times(weighted, weighted, rank, backend); // [features, features]
+    for (let i = 0; i < gram.length; i++) gram[i]! += product[i]!;
+    found[stream] = coefficients;
   }
   let energy = 0;
   for (let i = 0; i < count; i++) energy += gram[i * count + i]!;
@@ -72,7 +83,7 @@ export async function fitTokenRegression(
     ...options,
     rank: dims,
   });
-  const directions = basis.subarray(0, dims * count); // [dims, features], in whitened features
+  const directions = basis.subarray(0, dims * count); // [dims, features], of whitened features
   const features = await times(directions, transpose(whitening, count, count), count, backend);
   const offsets = new Float32Array(dims);
   for (let d = 0; d < dims; d++) {
@@ -80,23 +91,18 @@ export async function fitTokenRegression(
     for (let f = 0; f < count; f++) sum += features[d * count + f]! * tokens.mean[f]!;
     offsets[d] = sum;
   }
-  const { key, value } = weighted as Record<StreamKind, Float32Array>;
-  return {
-    dims,
-    features,
-    offsets,
-    weighted: {
-      key: await times(key, directions, count, backend),
-      value: await times(value, directions, count, backend),
-    },
+  const { key, value } = found as Record<StreamKind, Float32Array>;
+  const expected = {
+    key: await times(key, directions, count, backend),
+    value: await times(value, directions, count, backend),
   };
+  return { dims, features, offsets, expected };
 }
 
 /** x f32[n, columns] · matrixᵀ, matrix f32[rows, columns]. */
 async function times(x: Float32Array, matrix: Float32Array, columns: number, backend: Backend): Promise<Float32Array> {
   const rows = matrix.length / columns;
-  const source: MatrixSource = denseMatrix(matrix, rows, columns);
-  const prepared = await backend.prepareMatrix(source, 'f32');
+  const prepared = await backend.prepareMatrix(denseMatrix(matrix, rows, columns), 'f32');
   try {
     const out = new Float32Array((x.length / columns) * rows);
     await prepared.multiply(x, x.length / columns, out);
@@ -104,6 +110,20 @@ async function times(x: Float32Array, matrix: Float32Array, columns: number, bac
   } finally {
     prepared.close();
   }
+}
+
+/**
+ * f32[rank, features], each row over the root of the component's variance and a step's square: what a feature saves of a
+ * component that is coded goes as its share of the variance, and of one below the step hardly anything can be saved.
+ */
+function weighedByBits(rows: Float32Array, deviations: Float32Array, features: number): Float32Array {
+  const step = deviations[Math.floor(STEP_PLACE * deviations.length)]!;
+  const out = rows.slice();
+  for (const [k, deviation] of deviations.entries()) {
+    const scale = 1 / Math.max(Math.hypot(deviation, step), Number.MIN_VALUE);
+    for (let f = k * features; f < (k + 1) * features; f++) out[f]! *= scale;
+  }
+  return out;
 }
 
 /** f32[features, features] W with W·C·Wᵀ = 1 for the features' covariance C, ridge included. */
@@ -138,20 +158,4 @@ function centredCross({ mean, cross }: TokenMoments, stream: StreamKind, moments
     for (let f = 0; f < count; f++) out[i * count + f]! -= shifted * mean[f]!;
   }
   return out;
-}
-
-/** f32[p, columns]: each head's rows times the transposed factor of its metric, in place. */
-function weigh(rows: Float32Array, { heads, headDim, lower }: MetricFactors, columns: number): void {
-  const block = new Float32Array(headDim * columns);
-  for (let h = 0; h < heads; h++) {
-    block.fill(0);
-    const own = rows.subarray(h * headDim * columns, (h + 1) * headDim * columns);
-    for (let j = 0; j < headDim; j++) {
-      for (let i = 0; i <= j; i++) {
-        const weight = lower[(h * headDim + j) * headDim + i]!;
-        for (let c = 0; c < columns; c++) block[i * columns + c]! += weight * own[j * columns + c]!;
-      }
-    }
-    own.set(block);
-  }
 }

@@ -16,25 +16,12 @@ import type { HeadMetrics } from './sensitivity-file.ts';
 const FLOOR_SHARE = 0.01;
 /** The same, as a share of the mean over all heads, for heads that nothing depends on. */
 const COMMON_FLOOR_SHARE = 1e-4;
-/** Rows of a covariance changed at a time. */
-const BLOCK_ROWS = 512;
 
 export interface WeightedBasisOptions extends BasisOptions {
   /** Layers of the model; needed for groups. */
   readonly layers?: number | undefined;
   /** Bases of that many runs of adjacent layers instead of one joint basis (default 1): cheaper, and coarser. */
   readonly groups?: number | undefined;
-  /** What token ids tell of the rows: the basis is then fitted to what they do not tell. */
-  readonly expected?: ExpectedRows | undefined;
-}
-
-/** What is expected of rows, weighted by the metric's factors: weighted · z (see TokenRegression). */
-export interface ExpectedRows {
-  /** f32[width, dims] */
-  readonly weighted: Float32Array;
-  readonly dims: number;
-  /** Leading components to be told the same of. */
-  readonly components: number;
 }
 
 export interface WeightedBasis {
@@ -48,9 +35,7 @@ export interface WeightedBasis {
   readonly synthesis: Float32Array;
   /** The floored metrics that both come from: analysis = synthesis·metric, head by head. */
   readonly metric: HeadMetric;
-  /** f32[components, dims]: what to expect of leading coefficients, expected · z; empty where nothing is. */
-  readonly expected: Float32Array;
-  /** f32[rank], falling: mean squared coefficient on the calibration rows, less what is expected. */
+  /** f32[rank], falling: mean squared coefficient on the calibration rows. */
   readonly variances: Float32Array;
   /** Trace of the weighted covariance. */
   readonly totalEnergy: number;
@@ -143,7 +128,6 @@ export async function fitWeightedBasis(
   }
   const factors = factorMetrics(metrics);
   const covariance = await weightedCovariance(moments, factors, options.backend);
-  if (options.expected !== undefined) await takeOut(covariance, options.expected, options.backend);
   let totalEnergy = 0;
   for (let i = 0; i < width; i++) totalEnergy += covariance[i * width + i]!;
   const rank = Math.min(options.rank, moments.rows - 1, width);
@@ -174,42 +158,10 @@ export async function fitWeightedBasis(
     analysis,
     synthesis,
     metric: packedMetric(factors),
-    expected:
-      options.expected === undefined
-        ? new Float32Array(0)
-        : expectedCoefficients(kept.slice(0, options.expected.components), options.expected),
     variances: Float32Array.from(kept, ({ variance }) => variance),
     totalEnergy,
     converged,
   };
-}
-
-/** C − Q·Qᵀ in place, Q f32[width, dims] and what it explains uncorrelated with the rest. */
-async function takeOut(covariance: Float32Array, { weighted, dims }: ExpectedRows, backend: Backend): Promise<void> {
-  const width = weighted.length / dims;
-  const matrix = await backend.prepareMatrix(denseMatrix(weighted, width, dims), 'f32');
-  try {
-    for (let start = 0; start < width; start += BLOCK_ROWS) {
-      const count = Math.min(BLOCK_ROWS, width - start);
-      const product = new Float32Array(count * width);
-      await matrix.multiply(weighted.subarray(start * dims, (start + count) * dims), count, product);
-      for (let i = 0, at = start * width; i < product.length; i++, at++) covariance[at]! -= product[i]!;
-    }
-  } finally {
-    matrix.close();
-  }
-}
-
-/** f32[components, dims]: unit vectors times what is expected of the weighted rows. */
-function expectedCoefficients(components: readonly Component[], { weighted, dims }: ExpectedRows): Float32Array {
-  const out = new Float32Array(components.length * dims);
-  for (const [k, { start, vector }] of components.entries()) {
-    for (const [i, weight] of vector.entries()) {
-      const from = (start + i) * dims;
-      for (let d = 0; d < dims; d++) out[k * dims + d]! += weight * weighted[from + d]!;
-    }
-  }
-  return out;
 }
 
 interface Component {

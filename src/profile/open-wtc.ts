@@ -116,7 +116,7 @@ async function readMetric(
   return { heads, headDim, packed: await readVector(file, entry, name, path) };
 }
 
-/** value = integer · scale of its row and head. Scales (a few hundred KB) are read at once, rows when asked for. */
+/** value = integer · scale of its row and of its block of `dim` columns. Scales (a few hundred KB) are read at once, rows when asked for. */
 async function int8Matrix(
   file: FileHandle,
   header: SafetensorsHeader,
@@ -188,22 +188,20 @@ async function readTokenMeans(
   if (dims < 1 || dims > MAX_FEATURES || doubled < 2 || doubled % 2 !== 0 || doubled > 2 * MAX_EMBEDDING_WIDTH) {
     throw malformed(path, `token.features is [${dims}, ${doubled}], expected [dims, 2 · embedding]`, { dims, doubled });
   }
-  const read = (name: string, shape: number[]): Promise<Float32Array> =>
-    readVector(file, tensor(header, name, 'F32', shape, path), name, path);
-  const expected = async (stream: StreamKind): Promise<Float32Array> => {
-    const rows = header.tensors.get(`${stream}.expected`)?.shape[0] ?? 0;
+  const expected = async (stream: StreamKind): Promise<MatrixSource> => {
+    const name = `${stream}.expected`;
+    const rows = header.tensors.get(name)?.shape[0] ?? 0;
     if (rows < 1 || rows > rank[stream]) {
-      throw malformed(path, `${stream}.expected has ${rows} rows, expected 1 to ${rank[stream]}`, { stream, rows });
+      throw malformed(path, `${name} has ${rows} rows, expected 1 to ${rank[stream]}`, { stream, rows });
     }
-    return read(`${stream}.expected`, [rows, dims]);
+    return int8Matrix(file, header, name, rows, dims, dims, path);
   };
-  const found = { key: await expected('key'), value: await expected('value') };
+  const offsets = tensor(header, 'token.offsets', 'F32', [dims], path);
   return {
     dims,
     width: doubled / 2,
-    features: await read('token.features', [dims, doubled]),
-    offsets: await read('token.offsets', [dims]),
-    rows: { key: found.key.length / dims, value: found.value.length / dims },
-    expected: found,
+    features: await int8Matrix(file, header, 'token.features', dims, doubled, doubled, path),
+    offsets: await readVector(file, offsets, 'token.offsets', path),
+    expected: { key: await expected('key'), value: await expected('value') },
   };
 }

@@ -86,14 +86,12 @@ export interface TokenMeans {
   readonly dims: number;
   /** Numbers of one embedding. */
   readonly width: number;
-  /** f32[dims, 2 · width] */
-  readonly features: Float32Array;
+  /** [dims, 2 · width] */
+  readonly features: MatrixSource;
   /** f32[dims] */
   readonly offsets: Float32Array;
-  /** Leading components that something is expected of. */
-  readonly rows: Readonly<Record<StreamKind, number>>;
-  /** f32[rows, dims] */
-  readonly expected: Readonly<Record<StreamKind, Float32Array>>;
+  /** [leading components, dims] */
+  readonly expected: Readonly<Record<StreamKind, MatrixSource>>;
 }
 
 /** One stream's learned part, for the paper's codec. */

@@ -78,9 +78,20 @@ function plannedTensors({ model, streams, predictor, tokenMeans }: WtcContents):
     if (!values.every(Number.isFinite)) throw invalid(`${name} holds NaN or Inf`);
     return { name, type: 'F32', shape: [values.length], data: () => [bytesOf(values)] };
   };
+  const rounded = (name: string, matrix: MatrixSource, dim: number): PlannedTensor[] => {
+    const { rows, columns } = matrix;
+    const data = (what: 'scales' | 'integers') => () => roundedRows(matrix, dim, what, name);
+    return [
+      { name: `${name}.scales`, type: 'F32', shape: [rows, columns / dim], data: data('scales') },
+      { name, type: 'I8', shape: [rows, columns], data: data('integers') },
+    ];
+  };
   if (tokenMeans !== null) {
     const { dims, width, features, offsets } = tokenMeans;
-    large.push({ ...floats('token.features', features), shape: [dims, 2 * width] }, floats('token.offsets', offsets));
+    if (features.rows !== dims || features.columns !== 2 * width || offsets.length !== dims) {
+      throw invalid(`token features are [${features.rows}, ${features.columns}], expected [${dims}, ${2 * width}]`);
+    }
+    large.push(floats('token.offsets', offsets), ...rounded('token.features', features, features.columns));
   }
   for (const stream of STREAMS) {
     const { mean, scales, family, metric, synthesis } = streams[stream];
@@ -107,16 +118,14 @@ function plannedTensors({ model, streams, predictor, tokenMeans }: WtcContents):
       large.push({ ...floats(`${stream}.metric`, metric.packed), shape });
     }
     if (tokenMeans !== null) {
-      const { dims, rows, expected } = tokenMeans;
-      if (rows[stream] > rank) throw invalid(`${stream}: ${rows[stream]} components are expected of rank ${rank}`);
-      large.push({ ...floats(`${stream}.expected`, expected[stream]), shape: [rows[stream], dims] });
+      const expected = tokenMeans.expected[stream];
+      if (expected.rows > rank || expected.columns !== tokenMeans.dims) {
+        const found = `[${expected.rows}, ${expected.columns}]`;
+        throw invalid(`${stream}: expected is ${found}, expected at most [${rank}, ${tokenMeans.dims}]`);
+      }
+      large.push(...rounded(`${stream}.expected`, expected, expected.columns));
     }
-    const name = `${stream}.synthesis`;
-    const rounded = (what: 'scales' | 'integers') => () => roundedRows(synthesis, dim, what, name);
-    large.push(
-      { name: `${name}.scales`, type: 'F32', shape: [rank, width / dim], data: rounded('scales') },
-      { name, type: 'I8', shape: [rank, width], data: rounded('integers') },
-    );
+    large.push(...rounded(`${stream}.synthesis`, synthesis, dim));
   }
   return [...small, ...large];
 }

@@ -112,16 +112,30 @@ test('a written profile opens with everything it was given, matrices rounded to 
 const tokenMeans: TokenMeans = {
   dims: 3,
   width: 5,
-  features: vector(30),
+  features: matrix(3, 10, 5),
   offsets: vector(3),
-  rows: { key: 32, value: 20 },
-  expected: { key: vector(96), value: vector(60) },
+  expected: { key: matrix(32, 3, 6), value: matrix(20, 3, 7) },
 };
 
 test('token means make it a version of their own, which has them or is refused', async () => {
   const path = await written('means', { tokenMeans });
   const profile = await opened(path);
-  assert.deepEqual(profile.tokenMeans, tokenMeans);
+  assert.ok(profile.tokenMeans !== null);
+  const { dims, width, offsets, features, expected } = profile.tokenMeans;
+  assert.deepEqual({ dims, width, offsets }, { dims: 3, width: 5, offsets: vector(3) });
+  for (const [got, given] of [
+    [features, tokenMeans.features],
+    [expected.key, tokenMeans.expected.key],
+    [expected.value, tokenMeans.expected.value],
+  ] as const) {
+    const { rows, columns } = given;
+    assert.deepEqual([got.rows, got.columns], [rows, columns]);
+    const [a, b] = [new Float32Array(rows * columns), new Float32Array(rows * columns)];
+    await got.read(0, rows, a);
+    await given.read(0, rows, b);
+    const most = b.reduce((max, value) => Math.max(max, Math.abs(value)), 0);
+    assert.ok(a.every((value, i) => Math.abs(value - b[i]!) <= most / 254 + 1e-7));
+  }
   await profile.close();
   await verifyProfile(path);
   const bytes = await readFile(path);
@@ -136,7 +150,9 @@ test('token means make it a version of their own, which has them or is refused',
   await writeFile(changed, Buffer.from(plain.replace('"version":"2"', '"version":"3"'), 'latin1'));
   await assert.rejects(openProfile(changed), coded('KVTC_PROFILE_MALFORMED'));
   for (const wrong of [
-    { rows: { key: 33, value: 20 }, expected: { key: vector(99), value: vector(60) } },
+    { expected: { ...tokenMeans.expected, key: matrix(33, 3, 6) } },
+    { expected: { ...tokenMeans.expected, value: matrix(20, 4, 6) } },
+    { features: matrix(3, 12, 5) },
     { offsets: vector(3).fill(NaN) },
   ]) {
     await assert.rejects(written('wrong', { tokenMeans: { ...tokenMeans, ...wrong } }), coded('KVTC_OPTION_INVALID'));

@@ -56,7 +56,10 @@ export async function documentRows(
       };
       const coefficients = { key: await project('key'), value: await project('value') };
       const classes = classesOf(profile, tokens - SINKS, coefficients);
-      for (const stream of STREAMS) await means?.add(stream, range, coefficients[stream], profile.rank[stream], -1);
+      for (const stream of STREAMS) {
+        const rank = profile.rank[stream];
+        await means?.add(stream, range, coefficients[stream], { rank, components: rank }, -1);
+      }
       found.push({ tokens: tokens - SINKS, coefficients, classes });
     }
     return found;

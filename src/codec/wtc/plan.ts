@@ -45,6 +45,8 @@ export interface StreamParameters {
   readonly rank: number;
   /** Pairs whose class in a token lies below this are zero there. */
   readonly cut: number;
+  /** Leading components of which what token ids tell was taken out; a multiple of RANK_STEP. Absent: none. */
+  readonly expected?: number | undefined;
 }
 
 export type WtcParameters = Readonly<Record<StreamKind, StreamParameters>>;
@@ -67,20 +69,29 @@ export interface WtcPlan extends CodecPlan, StreamParameters {
   expectedMagnitudes(tokenClass: number): Int32Array;
 }
 
-const streamSchema = z.strictObject({
-  stepIndex: z.int().min(-SCALE_INDEX_LIMIT).max(SCALE_INDEX_LIMIT),
-  rank: z
-    .int()
-    .nonnegative()
-    .max(1 << 20)
-    .multipleOf(RANK_STEP),
-  cut: z.int().min(CLASS_MIN).max(CLASS_MAX),
-});
+const components = z
+  .int()
+  .nonnegative()
+  .max(1 << 20)
+  .multipleOf(RANK_STEP);
+const streamSchema = z
+  .strictObject({
+    stepIndex: z.int().min(-SCALE_INDEX_LIMIT).max(SCALE_INDEX_LIMIT),
+    rank: components,
+    cut: z.int().min(CLASS_MIN).max(CLASS_MAX),
+    expected: components.optional(),
+  })
+  .refine(({ rank, expected = 0 }) => expected <= rank, { error: 'more components are expected than there are' });
 const parametersSchema = z.strictObject({ key: streamSchema, value: streamSchema });
 
 /** The JSON that a header carries. */
 export function fileWtcParameters(parameters: WtcParameters): z.infer<typeof parametersSchema> {
-  const file = ({ stepIndex, rank, cut }: StreamParameters): StreamParameters => ({ stepIndex, rank, cut });
+  const file = ({ stepIndex, rank, cut, expected }: StreamParameters): StreamParameters => ({
+    stepIndex,
+    rank,
+    cut,
+    ...(expected === undefined ? {} : { expected }),
+  });
   return { key: file(parameters.key), value: file(parameters.value) };
 }
 

@@ -120,7 +120,7 @@ describe('wtc parameters', () => {
   const stream = { stepIndex: -300, rank: 64, cut: -5 };
 
   it('come back from their JSON', () => {
-    const parameters = { key: stream, value: { stepIndex: 17, rank: 0, cut: 3 } };
+    const parameters = { key: stream, value: { stepIndex: 17, rank: 32, cut: 3, expected: 16 } };
     assert.deepEqual(parseWtcParameters(JSON.parse(JSON.stringify(fileWtcParameters(parameters)))), parameters);
   });
 
@@ -133,6 +133,9 @@ describe('wtc parameters', () => {
       { cut: -11 },
       { cut: 0.5 },
       { stepIndex: 2e4 },
+      { expected: 80 },
+      { expected: 8 },
+      { expected: -16 },
     ]) {
       bad.push({ key: { ...stream, ...change }, value: stream });
     }

@@ -314,7 +314,7 @@ async function stepsOf(
     for (const { means, firstToken, tokens } of caches) {
       const own = coded[stream].subarray(at, (at += tokens * rank[stream]));
       const range = { startToken: firstToken, endToken: firstToken + tokens };
-      await means?.add(stream, range, own, rank[stream], -1);
+      await means?.add(stream, range, own, { rank: rank[stream], components: rank[stream] }, -1);
     }
   }
   return measureSteps({
