@@ -204,6 +204,36 @@ test('what is expected needs no bits: no larger, it errs less', async () => {
   assert.ok(means.error < 0.7 * one.error, `${means.error} and ${one.error}`);
 });
 
+test('what ids tell of the first layer, which is nearly all, is not lost where few components are kept', async () => {
+  const errorOfLayer0 = async (name: string, modelPath?: string): Promise<number> => {
+    const path = at(`${name} of few`);
+    const options = {
+      codec: 'wtc',
+      rank: 32,
+      sensitivity: at('steps.sensitivity'),
+      moments: at(`${name}.moments`),
+    } as const;
+    await calibrate({ ...tinyCalibration(world.modelPath, path), ...options });
+    return withCoder(
+      `${name} of few`,
+      async (coder) => {
+        const { restored } = await through(coder, { ratio: 16, window: 0 });
+        const [a, b] = [state, restored].map((bytes) => new Uint16Array(rowsOf(bytes, 'value', SINKS, TOKENS).buffer));
+        let error = 0;
+        let energy = 0;
+        for (let i = 0; i < a!.length / layers; i++) {
+          error += (f16ToF32(a![i]!) - f16ToF32(b![i]!)) ** 2;
+          energy += f16ToF32(a![i]!) ** 2;
+        }
+        return error / energy;
+      },
+      modelPath,
+    );
+  };
+  const [one, means] = [await errorOfLayer0('one-mean'), await errorOfLayer0('means', world.modelPath)];
+  assert.ok(means < 1.1 * one, `${means} and ${one}`);
+});
+
 test('a range of layers comes back as in the whole, and the same cache gives the same bytes', async () => {
   await withCoder(
     'means',
