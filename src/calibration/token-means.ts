@@ -37,8 +37,8 @@ export interface OpenTokenMeans {
 }
 
 /**
- * Prepares the matrices, what is expected in the given precision. Throws KVTC_BACKEND_FAILED; `of` throws KVTC_PROFILE_MISMATCH for embeddings of another width, and
- * what `embeddings` throws.
+ * Prepares the matrices, what is expected in the given precision. Throws KVTC_BACKEND_FAILED; `of` throws
+ * KVTC_PROFILE_MISMATCH for embeddings of another width, and what `embeddings` throws.
  * Memory: 8 bytes × dims for every distinct id of a sequence.
  */
 export async function openTokenMeans(
@@ -62,7 +62,7 @@ export async function openTokenMeans(
     prepared.push(matrix);
     return matrix;
   };
-  const features = await prepare(denseMatrix(stacked, 2 * dims, width), 'f32');
+  const projection = await prepare(denseMatrix(stacked, 2 * dims, width), 'f32');
   const expected = {
     key: await prepare(means.expected.key, precision),
     value: await prepare(means.expected.value, precision),
@@ -79,11 +79,12 @@ export async function openTokenMeans(
       }
       for (let slot = 0; slot < ids.length; slot++) normalise(values.subarray(slot * width, (slot + 1) * width));
       const table = new Float32Array(ids.length * 2 * dims);
-      await features.multiply(values, ids.length, table);
+      await projection.multiply(values, ids.length, table);
       /** f32[positions, dims] */
       const featuresOf = (positions: readonly number[]): Float32Array => {
         const out = new Float32Array(positions.length * dims);
         for (const [i, t] of positions.entries()) {
+          invariant(t < tokens.length, `position ${t} of ${tokens.length} tokens`);
           const at = i * dims;
           const own = slots.get(tokens[t]!)! * 2 * dims;
           const before = t === 0 ? -1 : slots.get(tokens[t - 1]!)! * 2 * dims + dims;
@@ -93,18 +94,21 @@ export async function openTokenMeans(
         }
         return out;
       };
+      // Both streams of a range are coded one after the other.
+      let last: { readonly range: TokenRange; readonly features: Float32Array } | null = null;
+      const ofRange = (range: TokenRange): Float32Array => {
+        const same = last?.range.startToken === range.startToken && last.range.endToken === range.endToken;
+        if (!same || last === null) last = { range, features: featuresOf(positionsOf(range)) };
+        return last.features;
+      };
       return {
         add: async (stream, which, coefficients, { rank, components }, sign) => {
           const rows = Math.min(rank, components, expected[stream].rows);
           if (rows === 0) return;
-          const positions = 'startToken' in which ? positionsOf(which) : which;
-          const count = positions.length;
-          invariant(
-            positions.every((t) => t < tokens.length),
-            `positions beyond ${tokens.length} tokens`,
-          );
+          const features = 'startToken' in which ? ofRange(which) : featuresOf(which);
+          const count = features.length / dims;
           const product = new Float32Array(count * rows);
-          await expected[stream].multiply(featuresOf(positions), count, product, { startRow: 0, endRow: rows });
+          await expected[stream].multiply(features, count, product, { startRow: 0, endRow: rows });
           for (let t = 0; t < count; t++) {
             for (let i = 0; i < rows; i++) coefficients[t * rank + i]! += sign * product[t * rows + i]!;
           }
