@@ -187,6 +187,12 @@ test('moments that tell what ids do make a profile of version 3, others one of v
   assert.equal(found.tokenFeatures, dims);
 });
 
+test('a profile that needs no model can be made from the same moments', async () => {
+  const options = { codec: 'wtc', sensitivity: 'none', moments: at('means.moments'), tokenIds: false } as const;
+  await calibrate({ ...tinyCalibration(world.modelPath, at('no-ids')), ...options });
+  await withCoder('no-ids', async (coder) => assert.ok((await through(coder, {})).bytes.length > 0));
+});
+
 test('what is expected needs no bits: no larger, it errs less', async () => {
   const measure = (name: string, ratio: number, modelPath?: string) =>
     withCoder(

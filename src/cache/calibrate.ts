@@ -66,6 +66,11 @@ export interface CalibrateModelOptions
   readonly sensitivity?: string | undefined;
   /** A moments file of this model (docs/format/sensitivity.md): the texts are then only held out. */
   readonly moments?: string | undefined;
+  /**
+   * wtc: learn what token ids tell, where the moments have it (default true). The profile then needs the model's file
+   * wherever it codes or restores.
+   */
+  readonly tokenIds?: boolean | undefined;
   readonly threads?: number | undefined;
 }
 
@@ -148,7 +153,7 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
           return documentRows(model, context, backend, sinks);
         },
         backend,
-        embeddings: ggufEmbeddings(await readGguf(options.model)),
+        embeddings: options.tokenIds === false ? undefined : ggufEmbeddings(await readGguf(options.model)),
         output: options.output,
         producer: PRODUCER,
         modelParameters: await countParameters(model),

@@ -21,6 +21,11 @@ export const verb: Verb = {
       codec: { value: 'wtc|paper', fallback: 'wtc', help: 'which codec the profile is for: ours or the published one' },
       sensitivity: { value: 'FILE|none', help: 'wtc: what errors of each head cost the output; measured by default' },
       moments: { value: 'FILE', help: 'moments measured by kvtc_collect: the texts are then only held out' },
+      'token-ids': {
+        value: 'yes|no',
+        fallback: 'yes',
+        help: 'wtc, with --moments: leave out what token ids tell; such a profile needs the model’s file to restore',
+      },
       'layers-per-basis': { value: 'N', help: 'adjacent layers that one basis joins, fewer cost rate [all]' },
       tune: { value: 'N', fallback: '0', help: 'wtc: documents that steps are chosen on by measured loss; 0 for none' },
       part: { value: 'I/N', help: 'collect the I-th of N shares only and stop: PROFILE.work is the result' },
@@ -48,6 +53,7 @@ export const verb: Verb = {
       codec: args.choice('codec', ['wtc', 'paper']),
       sensitivity: args.text('sensitivity'),
       moments: args.text('moments'),
+      tokenIds: args.choice('token-ids', ['yes', 'no']) !== 'no',
       part: parsePart(args.text('part')),
       parts: args.has('parts') ? args.texts('parts') : undefined,
     };
