@@ -87,7 +87,7 @@ def read_wtc_parameters(header):
     for stream in STREAMS:
         out[stream] = plan = dict(parameters[stream])
         members(plan, ("stepIndex", "rank", "cut") + (("expected",) if "expected" in plan else ()), stream)
-        plan.setdefault("expected", 0)
+        plan.setdefault("expected", 0.0)
         integer(plan, "stepIndex", -16384, 16384)
         integer(plan, "rank", 0, 1 << 20)
         integer(plan, "cut", -10, 58)

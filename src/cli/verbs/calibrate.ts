@@ -24,7 +24,7 @@ export const verb: Verb = {
       'token-ids': {
         value: 'yes|no',
         fallback: 'yes',
-        help: 'wtc, with --moments: leave out what token ids tell; such a profile needs the model’s file to restore',
+        help: 'wtc, with --moments: code only what token ids do not tell, from the model’s file',
       },
       'layers-per-basis': { value: 'N', help: 'adjacent layers that one basis joins, fewer cost rate [all]' },
       tune: { value: 'N', fallback: '0', help: 'wtc: documents that steps are chosen on by measured loss; 0 for none' },
@@ -35,6 +35,7 @@ export const verb: Verb = {
       'More tokens make a better profile. Rank 2048 serves ratios of 16 and more; 8 wants about half the width of a row.',
       'An interrupted calibration goes on where it was when it is started again with the same arguments.',
       'wtc weighs errors by what they cost the output. It is measured by forward passes unless a file says it.',
+      'A profile made with --token-ids yes needs the model’s file to compress and to restore.',
       '--tune N goes on with kvtc tune, on documents that the sample left of the texts, on exact weights.',
       'Shares may be collected one by one or on several machines: the profile then has the bytes of a single run.',
     ].join('\n'),

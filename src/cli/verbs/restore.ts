@@ -13,7 +13,7 @@ export const verb: Verb = {
       output: { value: 'STATE', short: 'o', required: true, help: 'the state to write' },
       model: {
         value: 'MODEL',
-        help: 'path or name of the model: for profiles that expect something of a token by its id (inspect tells)',
+        help: 'path or name of the model, for profiles that need it (inspect tells)',
       },
       format: {
         value: 'file|blob',
