@@ -45,6 +45,10 @@ export function profileEmbeddings(profile: Profile, modelPath: string | undefine
   };
   return async (ids) => {
     source ??= open();
-    return (await source)(ids);
+    const read = await source.catch((error: unknown) => {
+      source = null; // the file may be there next time
+      throw error;
+    });
+    return read(ids);
   };
 }

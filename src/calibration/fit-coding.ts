@@ -18,7 +18,7 @@ import type { HeldOutRows } from './held-out.ts';
 import { halvesOf, pickRows, projectRows, recencyOf } from './held-out.ts';
 import { measureSteps } from './measure-steps.ts';
 import type { Sensitivity, TokenImportance } from './sensitivity-file.ts';
-import type { OpenTokenMeans } from './token-means.ts';
+import type { OpenTokenMeans, SequenceMeans } from './token-means.ts';
 import { PREDICTOR_COMPONENTS, fitTokenPredictor, recencies } from './token-steps.ts';
 
 /** More exponent predicts better and copies worse; 0.3 is best for both (evidence.md 2). */
@@ -96,15 +96,16 @@ export async function fitCoding(
   const predicting: Partial<Record<StreamKind, Float32Array>> = {};
   const streams: Partial<Record<StreamKind, WtcStream>> = {};
   const { training, measuring } = halvesOf(held);
+  const sequences: SequenceMeans[] = [];
+  if (means !== null) for (const { tokens } of held.sources) sequences.push(await means.of(tokens));
   for (const [index, stream] of STREAMS.entries()) {
     throwIfAborted(signal);
     const { mean, analysis, synthesis, metric, scales } = fitted[stream];
     const rank = scales.length;
     const width = mean.length;
     const projected = await projectRows(held[stream], held.rowCount, mean, analysis, rank, backend);
-    const whole = pickRows(projected.coefficients, rank, measuring);
-    predicting[stream] = leadingColumns(whole, rank, fit?.predictor.components ?? 0);
-    await takeOutExpected(means, stream, held.sources, projected.coefficients, rank);
+    predicting[stream] = pickRows(projected.coefficients, rank, measuring);
+    await takeOutExpected(sequences, stream, held.sources, projected.coefficients, rank);
     coefficients[stream] = pickRows(projected.coefficients, rank, measuring);
     const rows = { coefficients: pickRows(projected.coefficients, rank, training), tokenCount: training.length, rank };
     streams[stream] = {
@@ -150,27 +151,19 @@ function leading(stream: WtcStream, components: number): WtcStream {
   return { ...stream, scales: scales.slice(0, rank), synthesis: { ...synthesis, rows: rank } };
 }
 
-/** f32[rows, rank] → f32[rows, columns] */
-function leadingColumns(values: Float32Array, rank: number, columns: number): Float32Array {
-  const out = new Float32Array((values.length / rank) * columns);
-  for (let at = 0, from = 0; from < values.length; at += columns, from += rank) {
-    out.set(values.subarray(from, from + columns), at);
-  }
-  return out;
-}
-
 /** From coefficients f32[rows, rank] of documents' chosen tokens, in place. */
 async function takeOutExpected(
-  means: OpenTokenMeans | null,
+  sequences: readonly SequenceMeans[],
   stream: StreamKind,
   sources: HeldOutRows['sources'],
   coefficients: Float32Array,
   rank: number,
 ): Promise<void> {
   let row = 0;
-  for (const { tokens, chosen } of means === null ? [] : sources) {
+  for (const [d, sequence] of sequences.entries()) {
+    const { chosen } = sources[d]!;
     const own = coefficients.subarray(row * rank, (row + chosen.length) * rank);
-    await (await means?.of(tokens))?.add(stream, chosen, own, { rank, components: rank }, -1);
+    await sequence.add(stream, chosen, own, { rank, components: rank }, -1);
     row += chosen.length;
   }
 }

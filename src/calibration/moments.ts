@@ -158,8 +158,8 @@ export function mergeMoments(moments: Moments, other: Moments): void {
 
 /** f32[width]: the rows' mean. */
 export function meanOf(moments: Moments): Float32Array {
-  const { shift, exponents } = moments.frame;
-  return shift.map((value, i) => value + scaledMean(moments, i) * 2 ** exponents[i]!);
+  const about = meanAboutShift(moments);
+  return moments.frame.shift.map((value, i) => value + about[i]!);
 }
 
 /** f64[width]: the rows' mean less the frame's shift. */

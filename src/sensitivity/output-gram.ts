@@ -4,6 +4,7 @@
 import { KvtcError } from '../base/errors.ts';
 import type { Gguf } from '../engines/llama/gguf.ts';
 import { readTensor } from '../engines/llama/gguf.ts';
+import { weightMatrix } from '../engines/llama/weights.ts';
 import type { Backend } from '../linalg/backend.ts';
 import { denseMatrix, transpose } from '../linalg/dense.ts';
 import { dequantise } from '../linalg/ggml/dequantise.ts';
@@ -18,12 +19,7 @@ const LIMIT_BYTES = 2 ** 30;
  */
 export async function outputGram(gguf: Gguf, layer: number, headDim: number, backend: Backend): Promise<Float32Array> {
   const name = `blk.${layer}.attn_output.weight`;
-  const tensor = gguf.tensors.get(name);
-  if (tensor === undefined || tensor.dims.length !== 2 || !/^(b?f\d+|i?q\d.*|tq\d.*)$/u.test(tensor.type)) {
-    const found = tensor === undefined ? 'missing' : `${tensor.type} [${tensor.dims.join(', ')}]`;
-    const message = `${name} is ${found}; expected a matrix of (quantised) floats`;
-    throw new KvtcError('KVTC_MODEL_UNSUPPORTED', message, { tensor: name });
-  }
+  const tensor = weightMatrix(gguf, name);
   const [inputs = 0, outputs = 1] = tensor.dims;
   if (inputs === 0 || inputs % headDim !== 0) {
     const message = `${name} takes ${inputs} values, no multiple of the head size ${headDim}`;

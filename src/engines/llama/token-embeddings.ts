@@ -6,6 +6,7 @@ import { open } from 'node:fs/promises';
 import { KvtcError } from '../../base/errors.ts';
 import { malformed } from './gguf-cursor.ts';
 import type { Gguf } from './gguf.ts';
+import { weightMatrix } from './weights.ts';
 
 const TENSOR = 'token_embd.weight';
 
@@ -24,7 +25,7 @@ export interface EmbeddingRows {
  * KVTC_FILE_NOT_FOUND, KVTC_GGUF_MALFORMED for a file that ends too soon.
  */
 export async function readEmbeddingRows(gguf: Gguf, ids: Int32Array): Promise<EmbeddingRows> {
-  const { dims, typeCode, offsetBytes, lengthBytes } = embeddingTensor(gguf);
+  const { dims, typeCode, offsetBytes, lengthBytes } = weightMatrix(gguf, TENSOR);
   const [width = 1, tokens = 1] = dims;
   const rowBytes = lengthBytes / tokens;
   const outside = ids.find((id) => id < 0 || id >= tokens);
@@ -46,12 +47,4 @@ export async function readEmbeddingRows(gguf: Gguf, ids: Int32Array): Promise<Em
   } finally {
     await file.close();
   }
-}
-
-function embeddingTensor(gguf: Gguf) {
-  const tensor = gguf.tensors.get(TENSOR);
-  if (tensor?.dims.length === 2 && /^(b?f\d+|i?q\d.*|tq\d.*)$/u.test(tensor.type)) return tensor;
-  const found = tensor === undefined ? 'missing' : `${tensor.type} [${tensor.dims.join(', ')}]`;
-  const message = `${TENSOR} is ${found}; expected a matrix of (quantised) floats`;
-  throw new KvtcError('KVTC_MODEL_UNSUPPORTED', message, { tensor: TENSOR });
 }
