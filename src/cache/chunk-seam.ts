@@ -55,6 +55,8 @@ export interface DecodedChunk {
   /** f32[tokens, rank] */
   readonly coefficients: Float32Array;
   readonly rank: number;
+  /** i32[tokens]: how many of a token's come before nothing but zeros. Absent: all. */
+  readonly leading?: Int32Array | undefined;
 }
 
 export interface ChunkDecoder {

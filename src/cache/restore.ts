@@ -178,12 +178,12 @@ async function eachRestoredChunk(
     PIPELINE_CHUNKS,
     async (chunk) => {
       throwIfAborted(signal);
-      const { coefficients, rank } = await decoder.decode(await container.readChunk(chunk), chunk, pool);
+      const { coefficients, rank, leading } = await decoder.decode(await container.readChunk(chunk), chunk, pool);
       const { stream, startToken, endToken } = chunk;
       const synthesis = await transforms.synthesis(stream, rank, header.elementTypes[stream]);
       const to = target(chunk);
       await synthesis.reconstruct(
-        coefficients,
+        { values: coefficients, leading },
         positions.subarray(startToken, endToken),
         layers,
         to.bytes,

@@ -182,13 +182,6 @@ export function createWtcDecoder(
     checkExpected(stream, parameters[stream].expected ?? 0, profile);
   }
   const plans = plansOf(profile, parameters);
-  const lowestClass = profile.predictor === null ? 0 : USUAL_LOWEST_CLASS;
-  const usualRank = (stream: StreamKind): number => {
-    const { stepIndex, cut, rank, expected = 0 } = parameters[stream];
-    // Components that are expected to be something are not zero, coded or not.
-    return Math.min(rank, Math.max(expected, rankNeeded(profile.tables[stream].scales, stepIndex, cut, lowestClass)));
-  };
-  const usual = { key: usualRank('key'), value: usualRank('value') };
   return {
     decode: async (stored, chunk, pool) => {
       const { stream, startToken, endToken, packedBytes } = chunk;
@@ -203,15 +196,11 @@ export function createWtcDecoder(
       }
       const coefficients = pool.take(tokenCount * plan.rank); // [tokens, rank]
       decodeWtcChunk(stored, tokenCount, plan, coefficients);
-      // Outside the window everything beyond the usual rank is zero: leave it out of the product.
-      const rank = usual[stream];
-      const decoded =
-        rank < plan.rank && isZeroFrom(coefficients, tokenCount, plan.rank, rank)
-          ? { rank, coefficients: leadingColumns(coefficients, tokenCount, plan.rank, rank) }
-          : { rank: plan.rank, coefficients };
-      const shape = { rank: decoded.rank, components: parameters[stream].expected ?? 0 };
-      await means?.add(stream, chunk, decoded.coefficients, shape, 1);
-      return decoded;
+      const { rank, expected = 0 } = parameters[stream];
+      // Components that are expected to be something are not zero, coded or not.
+      const leading = leadingCounts(coefficients, tokenCount, rank, means === null ? 0 : expected);
+      await means?.add(stream, chunk, coefficients, { rank, components: expected }, 1);
+      return { coefficients, rank, leading };
     },
   };
 }
@@ -258,18 +247,13 @@ function widenedRows(values: Float32Array, rows: number, from: number, to: numbe
   return out;
 }
 
-/** Whether columns `first` and later of f32[rows, rank] are all zero. */
-function isZeroFrom(values: Float32Array, rows: number, rank: number, first: number): boolean {
-  for (let row = 0; row < rows; row++) {
-    for (let at = row * rank + first, end = (row + 1) * rank; at < end; at++) if (values[at] !== 0) return false;
-  }
-  return true;
-}
-
-/** f32[rows, from] → f32[rows, to], in place: the front of the same buffer. */
-function leadingColumns(values: Float32Array, rows: number, from: number, to: number): Float32Array {
-  for (let row = 1; row < rows; row++) values.copyWithin(row * to, row * from, row * from + to);
-  return values.subarray(0, rows * to);
+/** i32[rows]: how many of each row of f32[rows, rank] come before nothing but zeros, at least `least`. */
+function leadingCounts(values: Float32Array, rows: number, rank: number, least: number): Int32Array {
+  return Int32Array.from({ length: rows }, (_, row) => {
+    let count = rank;
+    while (count > least && values[row * rank + count - 1] === 0) count--;
+    return count;
+  });
 }
 
 function refuse(message: string): never {

@@ -57,15 +57,23 @@ export interface Analysis {
   close(): void;
 }
 
+/** Coefficients of some tokens. */
+export interface Coefficients {
+  /** f32[tokens, rank] */
+  readonly values: Float32Array;
+  /** i32[tokens]: how many of a token's come before nothing but zeros, which a product may leave out. Default: all. */
+  readonly leading?: Int32Array | undefined;
+}
+
 /** rows = rope(c · synthesis + mean), whole or for a range of layers (which takes only its own rows of the matrix). */
 export interface Synthesis {
   readonly rank: number;
   /**
-   * `coefficients` f32[tokens, rank]; fills `out` with engine rows [endLayer − startLayer][tokens][heads · headDim], or
+   * Fills `out` with engine rows [endLayer − startLayer][tokens][heads · headDim], or
    * puts them where the placement says, of which the first layer is the range's.
    */
   reconstruct(
-    coefficients: Float32Array,
+    coefficients: Coefficients,
     positions: Int32Array,
     layers: LayerRange,
     out: Uint8Array,

@@ -102,12 +102,12 @@ export function testBackend(name: string, open: () => Backend): void {
     const synthesis = await backend.prepareSynthesis(spec);
     const range = { startLayer: 1, endLayer: 3 };
     const whole = new Uint8Array(2 * layerBytes);
-    await synthesis.reconstruct(packed, positions, range, whole);
+    await synthesis.reconstruct({ values: packed }, positions, range, whole);
     const expected = spread.slice();
     for (let i = 0; i < 2; i++) {
       expected.set(whole.subarray(i * layerBytes, (i + 1) * layerBytes), 34 + i * (layerBytes + 18));
     }
-    await synthesis.reconstruct(packed, positions, range, spread, placement);
+    await synthesis.reconstruct({ values: packed }, positions, range, spread, placement);
     assert.deepEqual(spread, expected);
     for (const bad of [
       { offsetBytes: -2, layerStrideBytes: layerBytes },
@@ -115,11 +115,46 @@ export function testBackend(name: string, open: () => Backend): void {
       { offsetBytes: 120, layerStrideBytes: 2 * layerBytes },
       { offsetBytes: 0.5, layerStrideBytes: layerBytes },
     ]) {
-      await assert.rejects(async () => synthesis.reconstruct(packed, positions, range, spread, bad));
+      await assert.rejects(async () => synthesis.reconstruct({ values: packed }, positions, range, spread, bad));
       await assert.rejects(async () => analysis.project(spread, positions, placed, bad));
     }
     analysis.close();
     synthesis.close();
+  });
+
+  test(`${name} leaves out what follows each token's leading coefficients`, async () => {
+    const fit = layout(3, 2, 16);
+    const spec = transform(fit, { ...plain, dims: 16 }, 80, seededRandom(12));
+    const tokens = 150;
+    const random = seededRandom(13);
+    const leading = Int32Array.from({ length: tokens }, (_, t) => (t === 5 ? 0 : t === 6 ? 80 : random.below(81)));
+    const values = Float32Array.from({ length: tokens * 80 }, (_, i) =>
+      i % 80 < leading[Math.floor(i / 80)]! ? random.normal() : 0,
+    );
+    const positions = Int32Array.from({ length: tokens }, (_, t) => 3 * t);
+    const layerBytes = tokens * 64;
+    const placement = { offsetBytes: 10, layerStrideBytes: layerBytes + 6 };
+    const range = { startLayer: 1, endLayer: 3 };
+    for (const precision of PRECISIONS) {
+      const synthesis = await backend.prepareSynthesis({ ...spec, precision });
+      const whole = new Uint8Array(2 * layerBytes);
+      await synthesis.reconstruct({ values }, positions, range, whole);
+      const placed = new Uint8Array(10 + 2 * (layerBytes + 6)).fill(0x55);
+      const untouched = placed.slice();
+      await synthesis.reconstruct({ values, leading }, positions, range, placed, placement);
+      for (let i = 0; i < 2; i++) {
+        const at = 10 + i * (layerBytes + 6);
+        const rows = placed.slice(at, at + layerBytes);
+        const expected = whole.subarray(i * layerBytes, (i + 1) * layerBytes);
+        compare(`${precision} rows`, decodeRows('f16', rows), decodeRows('f16', expected), TOLERANCES.f16);
+        placed.set(untouched.subarray(at, at + layerBytes), at);
+      }
+      assert.deepEqual(placed, untouched);
+      for (const bad of [leading.subarray(1), leading.map(() => 81), leading.map(() => -1)]) {
+        await assert.rejects(async () => synthesis.reconstruct({ values, leading: bad }, positions, range, whole));
+      }
+      synthesis.close();
+    }
   });
 
   test(`${name} turns NaN and Inf in a token into non-finite coefficients of that token alone`, async () => {
@@ -199,7 +234,7 @@ export function testBackend(name: string, open: () => Backend): void {
       [0.5, 1],
     ] as const) {
       await assert.rejects(async () =>
-        synthesis.reconstruct(coefficients, Int32Array.of(0), { startLayer, endLayer }, rows),
+        synthesis.reconstruct({ values: coefficients }, Int32Array.of(0), { startLayer, endLayer }, rows),
       );
     }
     synthesis.close();
@@ -264,7 +299,7 @@ async function checkCase(backend: Backend, oracle: Backend, example: Case, seed:
   const expectedRows = new Uint8Array(rows.length);
   await truth.project(rows, positions, expected);
   const modest = expected.map((c) => Math.max(-1e3, Math.min(1e3, c))); // keeps f16 rows from overflowing
-  await inverse.reconstruct(modest, positions, { startLayer: 0, endLayer: layers }, expectedRows);
+  await inverse.reconstruct({ values: modest }, positions, { startLayer: 0, endLayer: layers }, expectedRows);
 
   for (const precision of example.precisions ?? PRECISIONS) {
     const tolerance = TOLERANCES[precision];
@@ -276,7 +311,7 @@ async function checkCase(backend: Backend, oracle: Backend, example: Case, seed:
     await analysis.project(rows, positions, coefficients);
     compare(`${precision} coefficients`, coefficients, expected, tolerance);
     const restored = new Uint8Array(rows.length).fill(0xff);
-    await synthesis.reconstruct(modest, positions, { startLayer: 0, endLayer: layers }, restored);
+    await synthesis.reconstruct({ values: modest }, positions, { startLayer: 0, endLayer: layers }, restored);
     const allowed = { nmse: tolerance.nmse + ELEMENT_NMSE[element], peak: Math.max(tolerance.peak, 0.1) };
     compare(`${precision} rows`, decodeRows(element, restored), decodeRows(element, expectedRows), allowed);
     const layerBytes = tokens * rowBytes(rowLayout);
@@ -286,7 +321,7 @@ async function checkCase(backend: Backend, oracle: Backend, example: Case, seed:
       [layers >> 1, layers],
     ] as const) {
       const slice = new Uint8Array((endLayer - startLayer) * layerBytes).fill(0xff);
-      await synthesis.reconstruct(modest, positions, { startLayer, endLayer }, slice);
+      await synthesis.reconstruct({ values: modest }, positions, { startLayer, endLayer }, slice);
       // Kernels differ in the last bit with the number of rows, so that equality is not promised.
       compare(
         `${precision} layers ${startLayer} to ${endLayer}`,
@@ -347,7 +382,7 @@ async function checkKnownAnswers(backend: Backend): Promise<void> {
     const restored = new Uint8Array(rows.byteLength).fill(0xff);
     // Half of each picked coefficient brings its channel back; the others rest at the mean.
     const quarter = coefficients.map((c) => c / 4);
-    await synthesis.reconstruct(quarter, Int32Array.of(0, 0, 0), { startLayer: 0, endLayer: 2 }, restored);
+    await synthesis.reconstruct({ values: quarter }, Int32Array.of(0, 0, 0), { startLayer: 0, endLayer: 2 }, restored);
     synthesis.close();
     const back = new Float32Array(restored.buffer);
     for (let t = 0; t < tokens; t++) {

@@ -18,6 +18,7 @@ import type {
 } from './backend.ts';
 import { dot } from './dense.ts';
 import {
+  checkCoefficients,
   checkLayers,
   checkLayout,
   checkPlacement,
@@ -128,7 +129,7 @@ async function prepareSynthesis(spec: TransformSpec): Promise<Synthesis> {
       checkLayers(layout, range);
       const tokens = positions.length;
       const layers = range.endLayer - range.startLayer;
-      checkValues('coefficients', coefficients, tokens, rank);
+      checkCoefficients(coefficients, tokens, rank);
       const place = checkPlacement(layout, layers, tokens, out, placement);
       const start = range.startLayer * rowWidth(layout);
       const end = range.endLayer * rowWidth(layout);
@@ -137,7 +138,7 @@ async function prepareSynthesis(spec: TransformSpec): Promise<Synthesis> {
         const row = values.subarray(t * (end - start), (t + 1) * (end - start));
         for (let i = start; i < end; i++) row[i - start] = mean[i]!;
         for (let k = 0; k < rank; k++) {
-          const weight = coefficients[t * rank + k]!;
+          const weight = coefficients.values[t * rank + k]!;
           for (let i = start; i < end; i++) row[i - start]! += weight * matrix[k * width + i]!;
         }
       }

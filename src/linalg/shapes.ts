@@ -4,7 +4,7 @@
 import { KvtcError, invariant } from '../base/errors.ts';
 import type { LayerRange } from '../base/geometry.ts';
 import type { RopeDescription } from '../rope/description.ts';
-import type { RowLayout, RowPlacement, TransformSpec } from './backend.ts';
+import type { Coefficients, RowLayout, RowPlacement, TransformSpec } from './backend.ts';
 
 /** Values per token and layer. */
 export function rowWidth(layout: RowLayout): number {
@@ -70,6 +70,14 @@ export function checkPlacement(
 
 export function checkValues(name: string, values: Float32Array, tokens: number, width: number): void {
   invariant(values.length === tokens * width, `${name} has ${values.length} values, expected ${tokens} × ${width}`);
+}
+
+/** Coefficients of `tokens` tokens, and as many counts where they are given, each within the rank. */
+export function checkCoefficients({ values, leading }: Coefficients, tokens: number, rank: number): void {
+  checkValues('coefficients', values, tokens, rank);
+  if (leading === undefined) return;
+  invariant(leading.length === tokens, `leading coefficients of ${leading.length} tokens, expected ${tokens}`);
+  for (const count of leading) invariant(count >= 0 && count <= rank, `${count} leading coefficients of ${rank}`);
 }
 
 export function checkLayers(layout: RowLayout, range: LayerRange): void {

@@ -58,7 +58,7 @@ export interface StreamTables {
   readonly family: TableFamily;
 }
 
-export interface WtcPlan extends CodecPlan, StreamParameters {
+export interface WtcPlan extends CodecPlan, Omit<StreamParameters, 'expected'> {
   readonly step: number;
   /** i16[rank]: class of a component in a token of class 0. */
   readonly componentClasses: Int16Array;

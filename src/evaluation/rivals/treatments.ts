@@ -95,7 +95,7 @@ export function truncationTreatment(transforms: Transforms, options: TruncationO
           gatherRows(view, stream, allLayers, range, rows);
           await analysis.project(rows, at, coefficients);
           for (let i = 0; i < coefficients.length; i++) coefficients[i] = f16ToF32(f32ToF16(coefficients[i]!));
-          await synthesis.reconstruct(coefficients, at, allLayers, rows);
+          await synthesis.reconstruct({ values: coefficients }, at, allLayers, rows);
           scatterRows(view, stream, allLayers, range, rows);
         }
       }

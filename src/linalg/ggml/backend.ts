@@ -14,6 +14,7 @@ import {
   prepareRope,
   readRowsGraph,
   slices,
+  tokensOf,
   uploadPositions,
   uploadRows,
   writeRowsGraph,
@@ -104,7 +105,7 @@ async function readRows(
           outputs: [values],
           upload: () => {
             uploadRows(library, leaves, layout, rows, place, slice);
-            if (prepared !== null) uploadPositions(library, leaves, positions, slice);
+            if (prepared !== null) uploadPositions(library, leaves, positions, tokensOf(slice));
           },
           download: () => library.tensorGet(values, part, 0, part.byteLength),
         };
@@ -138,9 +139,9 @@ async function writeRows(
           outputs: [leaves.rows],
           upload: () => {
             library.tensorSet(leaf, part, 0, part.byteLength);
-            if (prepared !== null) uploadPositions(library, leaves, positions, slice);
+            if (prepared !== null) uploadPositions(library, leaves, positions, tokensOf(slice));
           },
-          download: () => downloadRows(library, leaves, layout, layout.layers, out, place, slice),
+          download: () => downloadRows(library, leaves, layout, layout.layers, out, place, tokensOf(slice)),
         };
       });
     }

@@ -78,11 +78,11 @@ export function writeRowsGraph(
 /** Leaves that are no part of the graph (positions without RoPE) are never allocated and must not be written. */
 export function uploadPositions(
   library: GgmlLibrary,
-  leaves: RowLeaves,
+  leaves: Pick<RowLeaves, 'positions'>,
   positions: Int32Array,
-  slice: TokenSlice,
+  tokens: Int32Array,
 ): void {
-  const part = positions.subarray(slice.startToken, slice.startToken + slice.tokens);
+  const part = tokens.map((token) => positions[token]!);
   library.tensorSet(leaves.positions, part, 0, part.byteLength);
 }
 
@@ -101,7 +101,7 @@ export function uploadRows(
   library.tensorSet2d(leaves.rows, from, 0, run, layout.layers, run, placement.layerStrideBytes);
 }
 
-/** Copies the rows tensor into a slice of tokens of engine rows, placed so for the whole call. */
+/** Copies the rows tensor, of the given tokens in rising order, into engine rows placed so for the whole call. */
 export function downloadRows(
   library: GgmlLibrary,
   leaves: RowLeaves,
@@ -109,12 +109,23 @@ export function downloadRows(
   layers: number,
   out: Uint8Array,
   placement: RowPlacement,
-  slice: TokenSlice,
+  tokens: Int32Array,
 ): void {
   const bytes = rowBytes(layout);
-  const run = slice.tokens * bytes;
-  const to = out.subarray(placement.offsetBytes + slice.startToken * bytes);
-  library.tensorGet2d(leaves.rows, to, 0, run, layers, run, placement.layerStrideBytes);
+  const stride = tokens.length * bytes;
+  for (let first = 0, end = 1; first < tokens.length; first = end++) {
+    while (end < tokens.length && tokens[end] === tokens[end - 1]! + 1) end++;
+    const to = out.subarray(placement.offsetBytes + tokens[first]! * bytes);
+    library.tensorGet2d(
+      leaves.rows,
+      to,
+      first * bytes,
+      (end - first) * bytes,
+      layers,
+      stride,
+      placement.layerStrideBytes,
+    );
+  }
 }
 
 function rotate(
@@ -160,6 +171,11 @@ export async function prepareRope(
   const factors: Pointer | null =
     rope.frequencyFactors === null ? null : (await load(Float32Array.from(rope.frequencyFactors))).tensor;
   return { description: rope, factors };
+}
+
+/** Every token of a slice. */
+export function tokensOf({ startToken, tokens }: TokenSlice): Int32Array {
+  return Int32Array.from({ length: tokens }, (_, i) => startToken + i);
 }
 
 /** Cuts a call's tokens into graphs' worths. */

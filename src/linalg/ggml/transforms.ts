@@ -1,8 +1,16 @@
 // A stream's affine transform on ggml: analysis (rows → coefficients) and synthesis (coefficients → rows), each one
 // graph per slice of tokens. Does not know: plans, quantisers, engines' state formats.
 
-import type { Analysis, Synthesis, TransformSpec } from '../backend.ts';
-import { checkLayers, checkPlacement, checkSpec, checkValues, layoutWidth, rowWidth } from '../shapes.ts';
+import type { Analysis, Coefficients, Synthesis, TransformSpec } from '../backend.ts';
+import {
+  checkCoefficients,
+  checkLayers,
+  checkPlacement,
+  checkSpec,
+  checkValues,
+  layoutWidth,
+  rowWidth,
+} from '../shapes.ts';
 import type { ConstantTensor, GgmlDevice } from './device.ts';
 import { GGML_TYPE } from './library.ts';
 import { loadMatrix, loadTransposed, loadVector, padded } from './matrix.ts';
@@ -12,11 +20,18 @@ import {
   prepareRope,
   readRowsGraph,
   slices,
+  tokensOf,
   uploadPositions,
   uploadRows,
   writeRowsGraph,
 } from './stages.ts';
 import type { PreparedRope } from './stages.ts';
+
+/**
+ * Tokens of one graph where they are sorted by how many coefficients they have: fewer would differ less, but with 64 the
+ * matrix is still read for enough of them.
+ */
+const SORTED_TOKENS = 64;
 
 /** c = (unrope(rows) − mean) · analysisᵀ. */
 export async function prepareAnalysis(device: GgmlDevice, spec: TransformSpec): Promise<Analysis> {
@@ -49,7 +64,7 @@ export async function prepareAnalysis(device: GgmlDevice, spec: TransformSpec): 
             outputs: [coefficients, sum],
             upload: () => {
               uploadRows(library, leaves, layout, rows, place, slice);
-              if (held.rope !== null) uploadPositions(library, leaves, positions, slice);
+              if (held.rope !== null) uploadPositions(library, leaves, positions, tokensOf(slice));
             },
             download: () => {
               library.tensorGet(coefficients, part, 0, part.byteLength);
@@ -79,36 +94,63 @@ export async function prepareSynthesis(device: GgmlDevice, spec: TransformSpec):
       checkLayers(layout, range);
       const layers = range.endLayer - range.startLayer;
       const totalTokens = positions.length;
-      checkValues('coefficients', coefficients, totalTokens, rank);
+      checkCoefficients(coefficients, totalTokens, rank);
       const place = checkPlacement(layout, layers, totalTokens, out, placement);
       const width = layers * rowWidth(layout);
       const offset = range.startLayer * rowWidth(layout);
-      for (const slice of slices(totalTokens)) {
-        const { startToken, tokens } = slice;
-        const part = coefficients.subarray(startToken * rank, (startToken + tokens) * rank);
+      for (const { tokens, terms } of batches(coefficients, totalTokens, wide)) {
         await device.run((graph) => {
           const { library, context } = graph;
-          const leaf = graph.tensor('f32', rank, tokens);
-          const x = wide === rank ? leaf : library.pad(context, leaf, wide - rank, 0, 0, 0);
+          const leaf = graph.tensor('f32', terms, tokens.length);
           const stride = Number(library.rowBytes(GGML_TYPE[precision], wide));
-          const matrix = library.view(context, held.matrix.tensor, wide, width, stride, offset * stride);
+          const matrix = library.view(context, held.matrix.tensor, terms, width, stride, offset * stride);
           const mean = library.view(context, held.mean.tensor, width, 1, width * 4, offset * 4);
-          const values = library.add(context, library.multiply(context, matrix, x), mean);
-          const leaves = writeRowsGraph(graph, layout, layers, held.rope, values, tokens);
+          const values = library.add(context, library.multiply(context, matrix, leaf), mean);
+          const leaves = writeRowsGraph(graph, layout, layers, held.rope, values, tokens.length);
           return {
             inputs: [leaf, leaves.positions],
             outputs: [leaves.rows],
             upload: () => {
+              const part = leadingTerms(coefficients.values, rank, tokens, terms);
               library.tensorSet(leaf, part, 0, part.byteLength);
-              if (held.rope !== null) uploadPositions(library, leaves, positions, slice);
+              if (held.rope !== null) uploadPositions(library, leaves, positions, tokens);
             },
-            download: () => downloadRows(library, leaves, layout, layers, out, place, slice),
+            download: () => downloadRows(library, leaves, layout, layers, out, place, tokens),
           };
         });
       }
     },
     close: () => held.close(),
   };
+}
+
+/** Tokens of one graph, in rising order, and how many coefficients of each it multiplies: whole blocks of the matrix. */
+interface Batch {
+  readonly tokens: Int32Array;
+  readonly terms: number;
+}
+
+/**
+ * Tokens with about as many coefficients go together, so that one with many does not make others multiply zeros; where
+ * nothing is known of that, neighbours do.
+ */
+function batches({ leading }: Coefficients, totalTokens: number, wide: number): Batch[] {
+  if (leading === undefined) return slices(totalTokens).map((slice) => ({ tokens: tokensOf(slice), terms: wide }));
+  const order = Int32Array.from(leading.keys()).toSorted((a, b) => leading[b]! - leading[a]!);
+  return slices(totalTokens, SORTED_TOKENS).map(({ startToken, tokens }) => {
+    const most = leading[order[startToken]!]!;
+    return { tokens: order.slice(startToken, startToken + tokens).toSorted(), terms: padded(Math.max(1, most)) };
+  });
+}
+
+/** f32[tokens, rank] → f32[the given tokens, terms], zeros beyond the rank. */
+function leadingTerms(values: Float32Array, rank: number, tokens: Int32Array, terms: number): Float32Array {
+  const out = new Float32Array(tokens.length * terms);
+  const count = Math.min(rank, terms);
+  for (const [i, token] of tokens.entries()) {
+    out.set(values.subarray(token * rank, token * rank + count), i * terms);
+  }
+  return out;
 }
 
 interface Held {
