@@ -193,6 +193,39 @@ test('a profile that needs no model can be made from the same moments', async ()
   await withCoder('no-ids', async (coder) => assert.ok((await through(coder, {})).bytes.length > 0));
 });
 
+test('a calibration learns by itself what ids tell when it is asked to, and goes on with that where it stopped', async () => {
+  const sensitivity = at('steps.sensitivity');
+  const options = {
+    ...tinyCalibration(world.modelPath, at('own')),
+    codec: 'wtc',
+    sensitivity,
+    tokenIds: true,
+  } as const;
+  const stopped = AbortSignal.timeout(1);
+  await assert.rejects(calibrate({ ...options, signal: stopped }), hasCode('KVTC_ABORTED'));
+  for (const index of [0, 1]) {
+    await calibrate({ ...options, output: at(`own-${index}`), part: { index, count: 2 } });
+  }
+  const { profileId } = await calibrate(options);
+  const parts = [0, 1].map((index) => at(`own-${index}.work`));
+  const joined = await calibrate({ ...options, output: at('joined'), parts });
+  assert.equal(joined.profileId, profileId);
+  const profile = await openProfile(at('own'));
+  assert.ok(profile.codec === 'wtc' && profile.tokenMeans !== null);
+  await profile.close();
+  const errorOf = (name: string, modelPath?: string): Promise<number> =>
+    withCoder(
+      name,
+      async (coder) => {
+        const { restored } = await through(coder, { ratio: 8, window: 0, tokens });
+        return relativeError(restored, SINKS, TOKENS);
+      },
+      modelPath,
+    );
+  await calibrate({ ...options, output: at('without'), tokenIds: undefined });
+  assert.ok((await errorOf('own', world.modelPath)) < 0.9 * (await errorOf('without')));
+});
+
 test('what is expected needs no bits: no larger, it errs less', async () => {
   const measure = (name: string, ratio: number, modelPath?: string) =>
     withCoder(

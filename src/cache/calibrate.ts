@@ -67,8 +67,8 @@ export interface CalibrateModelOptions
   /** A moments file of this model (docs/format/sensitivity.md): the texts are then only held out. */
   readonly moments?: string | undefined;
   /**
-   * wtc: learn what token ids tell, where the moments have it (default true). The profile then needs the model's file
-   * wherever it codes or restores.
+   * wtc: learn what token ids tell. The profile then needs the model's file wherever it codes or restores. Default: where
+   * the moments of `moments` have it, and not where rows are collected here: that takes some 100 000 tokens to pay.
    */
   readonly tokenIds?: boolean | undefined;
   readonly threads?: number | undefined;
@@ -137,6 +137,7 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
     const found = documents.reduce((sum, document) => sum + document.tokens.length, 0);
     if (found < tokens && moments === undefined)
       onEvent?.({ type: 'warning', message: `the texts give ${found} of the ${tokens} tokens asked for` });
+    const tokenIds = codec === 'wtc' && (options.tokenIds ?? moments !== undefined);
     const contextTokens = Math.max(documentTokens, sensitivity?.importance?.documentTokens ?? 0);
     const context = await model.createContext({ contextTokens, batchTokens: documentTokens });
     let prefillMs = 0;
@@ -153,7 +154,7 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
           return documentRows(model, context, backend, sinks);
         },
         backend,
-        embeddings: options.tokenIds === false ? undefined : ggufEmbeddings(await readGguf(options.model)),
+        embeddings: tokenIds ? ggufEmbeddings(await readGguf(options.model)) : undefined,
         output: options.output,
         producer: PRODUCER,
         modelParameters: await countParameters(model),

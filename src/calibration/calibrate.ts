@@ -7,6 +7,7 @@ import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
 import type { StreamKind } from '../base/geometry.ts';
+import { streamWidth } from '../base/geometry.ts';
 import { RANK_STEP } from '../codec/paper/plan.ts';
 import type { EmbeddingSource } from './token-means.ts';
 import type { Backend } from '../linalg/backend.ts';
@@ -24,6 +25,8 @@ import { collectHeldOut, splitDocuments, unseenDocuments } from './held-out.ts';
 import type { MeasuredMoments } from './measured-moments.ts';
 import type { TokenDocument } from './sample.ts';
 import type { Sensitivity } from './sensitivity-file.ts';
+import { embeddingWidth, splitMoments, withEmbeddings } from './token-moments.ts';
+import type { TokenMoments } from './token-regression.ts';
 
 /** Rank 2 048 serves 16x and above at p ≤ 7 168; 8x wants about 0.55 p. Sinks as the paper (§3.1). */
 export const CALIBRATION_DEFAULTS = {
@@ -40,7 +43,7 @@ export interface CalibrateOptions extends RunOptions {
   readonly moments?: MeasuredMoments | undefined;
   readonly rows: RowSource;
   readonly backend: Backend;
-  /** wtc: the model's embeddings, for moments that tell what token ids do. */
+  /** wtc: the model's embeddings: what token ids tell is learnt then, unless moments are given that do not have it. */
   readonly embeddings?: EmbeddingSource | undefined;
   /** The profile to write. */
   readonly output: string;
@@ -95,7 +98,7 @@ export interface CalibrationResult {
  * KVTC_MOMENTS_MISMATCH for a foreign work directory or moments with other sinks, KVTC_OPTION_INVALID, KVTC_WRITE_FAILED, KVTC_ABORTED.
  */
 export async function calibrateDocuments(options: CalibrateOptions): Promise<CalibrationResult> {
-  const { model, documents, backend, output, signal, onEvent } = options;
+  const { model, documents, output, onEvent } = options;
   const setting = {
     rank: options.rank ?? CALIBRATION_DEFAULTS.rank,
     ratios: [...(options.ratios ?? CALIBRATION_DEFAULTS.ratios)].toSorted((a, b) => a - b),
@@ -110,20 +113,7 @@ export async function calibrateDocuments(options: CalibrateOptions): Promise<Cal
       : { fitting: options.moments.documents, heldOut: unseenDocuments(documents, options.moments.documents) };
   const workDirectory = options.workDirectory ?? `${output}.work`;
   const startedMs = performance.now();
-  const collected =
-    options.moments ??
-    (await collectMoments({
-      documents: fitting,
-      rows: options.rows,
-      geometry: model.geometry,
-      key: calibrationKey(model, fitting, setting.sinks),
-      backend,
-      workDirectory,
-      part: options.part,
-      parts: options.parts,
-      signal,
-      onEvent,
-    }));
+  const collected = options.moments ?? (await collect(fitting, setting.sinks, workDirectory, options));
   const partial = { profileId: null, path: workDirectory, heldOutRows: 0, rank: { key: 0, value: 0 } };
   const nothing = { plans: [], steps: [], predicted: null };
   if (options.part !== undefined && options.part.count > 1) {
@@ -166,6 +156,34 @@ export async function calibrateDocuments(options: CalibrateOptions): Promise<Cal
   return { ...rest, path: output, rows, heldOutRows: held.rowCount, elapsedMs };
 }
 
+/** What fits take: moments of rows and, where these were collected or measured, those of token ids. */
+type Sums = Pick<Collected, 'moments'> & { readonly tokens: TokenMoments | null };
+
+/** For wtc with embeddings at hand also what token ids tell: rows are collected with their tokens' embeddings then. */
+async function collect(
+  documents: readonly TokenDocument[],
+  sinks: number,
+  workDirectory: string,
+  { model, rows, embeddings, codec, backend, part, parts, signal, onEvent }: CalibrateOptions,
+): Promise<Sums> {
+  const { geometry } = model;
+  const key = calibrationKey(model, documents, sinks);
+  const run = { documents, backend, workDirectory, part, parts, signal, onEvent };
+  const widths = { key: streamWidth(geometry, 'key'), value: streamWidth(geometry, 'value') };
+  if (codec !== 'wtc' || embeddings === undefined) {
+    const { moments } = await collectMoments({ ...run, rows, widths, key });
+    return { moments, tokens: null };
+  }
+  const width = await embeddingWidth(embeddings);
+  const wide = await collectMoments({
+    ...run,
+    rows: withEmbeddings(rows, embeddings, geometry),
+    widths: { key: widths.key + 2 * width, value: widths.value + 2 * width },
+    key: `${key} with token ids`,
+  });
+  return splitMoments(wide.moments, width);
+}
+
 type Common = Pick<ProfileContents, 'model' | 'provenance' | 'quality'>;
 type Written = Pick<CalibrationResult, 'profileId' | 'rank' | 'plans' | 'steps' | 'predicted'> & {
   readonly basisMs: number;
@@ -179,7 +197,7 @@ interface Setting {
 
 async function writePaper(
   common: Common,
-  { moments }: Pick<Collected, 'moments'>,
+  { moments }: Sums,
   held: HeldOutRows,
   setting: Setting,
   options: CalibrateOptions,
@@ -206,7 +224,7 @@ async function writePaper(
 
 async function writeWtc(
   common: Common,
-  { moments }: Pick<Collected, 'moments'>,
+  { moments, tokens }: Sums,
   held: HeldOutRows,
   setting: Setting,
   options: CalibrateOptions,
@@ -214,7 +232,7 @@ async function writeWtc(
   const { streams, steps, predictor, tokenMeans, predicted, basisMs, planMs } = await fitWtc(moments, held, {
     ...options,
     ...setting,
-    tokenMoments: options.moments?.tokens,
+    tokenMoments: tokens,
   });
   throwIfAborted(options.signal);
   return {

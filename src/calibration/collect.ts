@@ -9,8 +9,8 @@ import { replaceFile, writeFully } from '../base/atomic-file.ts';
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
-import type { CacheGeometry, StreamKind } from '../base/geometry.ts';
-import { STREAMS, streamWidth } from '../base/geometry.ts';
+import type { StreamKind } from '../base/geometry.ts';
+import { STREAMS } from '../base/geometry.ts';
 import type { Backend } from '../linalg/backend.ts';
 import type { Moments, MomentsFrame } from './moments.ts';
 import { accumulateMoments, createMoments, fitMomentsFrame, mergeMoments } from './moments.ts';
@@ -20,7 +20,7 @@ import type { TokenDocument } from './sample.ts';
 /** One document's rows with RoPE undone and sinks left out. */
 export interface DocumentRows {
   readonly rowCount: number;
-  /** f32[rowCount, p] */
+  /** f32[rowCount, p], or wider where something is collected beside the rows */
   readonly key: Float32Array;
   readonly value: Float32Array;
 }
@@ -31,7 +31,8 @@ export type RowSource = (document: TokenDocument, options: RunOptions) => Promis
 export interface CollectOptions extends RunOptions {
   readonly documents: readonly TokenDocument[];
   readonly rows: RowSource;
-  readonly geometry: CacheGeometry;
+  /** Values of a row. */
+  readonly widths: Readonly<Record<StreamKind, number>>;
   /** Names model, sample and settings: work of another key is refused. */
   readonly key: string;
   readonly backend: Backend;
@@ -150,9 +151,9 @@ async function loadPart(directory: string, key: string, done: ReadonlySet<number
   );
 }
 
-function newMoments(rows: DocumentRows, { geometry, key }: CollectOptions): Record<StreamKind, Moments> {
+function newMoments(rows: DocumentRows, { widths, key }: CollectOptions): Record<StreamKind, Moments> {
   const frame = (stream: StreamKind): MomentsFrame =>
-    fitMomentsFrame(rows[stream], rows.rowCount, streamWidth(geometry, stream), `${key} ${stream}`);
+    fitMomentsFrame(rows[stream], rows.rowCount, widths[stream], `${key} ${stream}`);
   return { key: createMoments(frame('key')), value: createMoments(frame('value')) };
 }
 

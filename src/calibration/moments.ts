@@ -170,7 +170,8 @@ export function meanAboutShift(moments: Moments): Float64Array {
 
 /** f64[width]: each feature's variance (divided by the row count). */
 export function variancesOf(moments: Moments): Float64Array {
-  return Float64Array.from({ length: moments.frame.width }, (_, i) => covarianceAt(moments, i, i));
+  const about = meanAboutShift(moments);
+  return about.map((mean, i) => meanProductAt(moments, i, i) - mean ** 2);
 }
 
 /** The covariance matrix [width, width], f32, read by blocks of rows. */
@@ -207,10 +208,10 @@ function scaledMean(moments: Moments, i: number): number {
   return moments.sums[i]! / (GRID * moments.rows);
 }
 
-function covarianceAt(moments: Moments, i: number, j: number): number {
-  const { exponents } = moments.frame;
-  const product = moments.products[triangleSize(i) + j]! / (GRID * moments.rows);
-  return (product - scaledMean(moments, i) * scaledMean(moments, j)) * 2 ** (exponents[i]! + exponents[j]!);
+/** Mean of (xᵢ − shiftᵢ)·(xⱼ − shiftⱼ), j ≤ i. */
+export function meanProductAt({ frame, products, rows }: Moments, i: number, j: number): number {
+  const { exponents } = frame;
+  return (products[triangleSize(i) + j]! / (GRID * rows)) * 2 ** (exponents[i]! + exponents[j]!);
 }
 
 async function addChunk(

@@ -77,7 +77,8 @@ export async function openTokenMeans(
         const message = `the profile's features take embeddings of ${width} numbers; the model's have ${got}`;
         throw new KvtcError('KVTC_PROFILE_MISMATCH', message, { gotWidth: got, expectedWidth: width });
       }
-      for (let slot = 0; slot < ids.length; slot++) normalise(values.subarray(slot * width, (slot + 1) * width));
+      for (let slot = 0; slot < ids.length; slot++)
+        normaliseEmbedding(values.subarray(slot * width, (slot + 1) * width));
       const table = new Float32Array(ids.length * 2 * dims);
       await projection.multiply(values, ids.length, table);
       /** f32[positions, dims] */
@@ -126,7 +127,7 @@ function positionsOf({ startToken, endToken }: TokenRange): number[] {
 }
 
 /** Over its root mean square, in place. */
-function normalise(embedding: Float32Array): void {
+export function normaliseEmbedding(embedding: Float32Array): void {
   let squares = 0;
   for (const value of embedding) squares += value * value;
   const scale = 1 / Math.sqrt(squares / embedding.length + LEAST_SQUARE);

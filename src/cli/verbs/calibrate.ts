@@ -23,8 +23,7 @@ export const verb: Verb = {
       moments: { value: 'FILE', help: 'moments measured by kvtc_collect: the texts are then only held out' },
       'token-ids': {
         value: 'yes|no',
-        fallback: 'yes',
-        help: 'wtc, with --moments: code only what token ids do not tell, from the model’s file',
+        help: 'wtc: code only what token ids do not tell, from the model’s file [yes with --moments, else no]',
       },
       'layers-per-basis': { value: 'N', help: 'adjacent layers that one basis joins, fewer cost rate [all]' },
       tune: { value: 'N', fallback: '0', help: 'wtc: documents that steps are chosen on by measured loss; 0 for none' },
@@ -35,7 +34,7 @@ export const verb: Verb = {
       'More tokens make a better profile. Rank 2048 serves ratios of 16 and more; 8 wants about half the width of a row.',
       'An interrupted calibration goes on where it was when it is started again with the same arguments.',
       'wtc weighs errors by what they cost the output. It is measured by forward passes unless a file says it.',
-      'A profile made with --token-ids yes needs the model’s file to compress and to restore.',
+      'A profile made with --token-ids yes needs the model’s file to compress and to restore; learn it on 100 000 tokens or more.',
       '--tune N goes on with kvtc tune, on documents that the sample left of the texts, on exact weights.',
       'Shares may be collected one by one or on several machines: the profile then has the bytes of a single run.',
     ].join('\n'),
@@ -54,7 +53,7 @@ export const verb: Verb = {
       codec: args.choice('codec', ['wtc', 'paper']),
       sensitivity: args.text('sensitivity'),
       moments: args.text('moments'),
-      tokenIds: args.choice('token-ids', ['yes', 'no']) !== 'no',
+      tokenIds: args.has('token-ids') ? args.choice('token-ids', ['yes', 'no']) === 'yes' : undefined,
       part: parsePart(args.text('part')),
       parts: args.has('parts') ? args.texts('parts') : undefined,
     };
