@@ -36,6 +36,12 @@ def parser() -> argparse.ArgumentParser:
     sensitivity.add_argument(
         "--copy-weight", type=float, default=1.0, help="what a copied token counts for, a natural one being 1 (default 1)"
     )
+    sensitivity.add_argument(
+        "--step-exponent",
+        type=float,
+        default=0.0,
+        help="weigh tokens by the steps that importance to this power gives them (default 0: alike)",
+    )
     sensitivity.add_argument("--draws", type=int, default=2)
     sensitivity.add_argument("--seed", type=int, default=11)
     sensitivity.add_argument("--window", type=int, default=128, help="last tokens of the prefix left out")
@@ -68,6 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, object]:
             window=arguments.window,
             device=arguments.device,
             copyWeight=arguments.copy_weight,
+            stepExponent=arguments.step_exponent,
         )
         settings.check()
     for name in ("documents_count", "threads", "document_tokens"):

@@ -50,6 +50,7 @@ class Settings:
     window: int
     device: str
     copyWeight: float = 1.0
+    stepExponent: float = 0.0
 
     @property
     def copy_tokens(self) -> int:
@@ -79,6 +80,8 @@ class Settings:
             raise CollectError(
                 "KVTC_OPTION_INVALID", f"copy weight {self.copyWeight}: expected a number of at least 0"
             )
+        if not 0 <= self.stepExponent <= 1:
+            raise CollectError("KVTC_OPTION_INVALID", f"step exponent {self.stepExponent}: expected 0 to 1")
         if min(self.draws, self.continuationTokens - 1, room + 1, self.prefixTokens - self.sinks - self.window) < 1:
             raise CollectError(
                 "KVTC_OPTION_INVALID",
@@ -165,6 +168,43 @@ def importance(gradients: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
     return (total / len(gradients)).cpu()
 
 
+def importances(
+    partial: Partial, documents: torch.Tensor, metrics: dict[str, torch.Tensor], measured: slice, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """f32 of the documents' shape per stream, NaN outside the measured tokens."""
+    scores = {stream: torch.full(documents.shape, torch.nan) for stream in STREAMS}
+    for index in range(len(documents)):
+        kept = read_tensors(partial.document(index))[0]
+        for stream in STREAMS:
+            scores[stream][index, measured] = importance(kept[f"{stream}.gradients"], metrics[stream].to(device))
+    return scores
+
+
+def stepped_metric(
+    partial: Partial, stream: str, scores: torch.Tensor, exponent: float, device: torch.device
+) -> torch.Tensor:
+    """f64 [heads, D, D]: mean of m² g gᵀ, m = (importance / geometric mean)^-exponent the step a token is coded with.
+
+    What errors cost that go as the tokens' steps: else the few tokens that matter most, whose steps are finest, would
+    say which directions count in all others. ``scores`` f32[documents, tokens].
+    """
+    logs = scores.double().clamp(min=torch.finfo(torch.float32).tiny).log()
+    weights = (-2 * exponent * (logs - logs.mean())).exp()
+    total: torch.Tensor | None = None
+    draws = 1
+    for index, weight in enumerate(weights):
+        gradients = read_tensors(partial.document(index))[0][f"{stream}.gradients"]
+        draws = len(gradients)
+        for draw in gradients:
+            heads = draw.to(device).double()
+            product = heads.transpose(1, 2) @ (heads * weight.to(device)[None, :, None])
+            total = product if total is None else total + product
+    if total is None:
+        raise CollectError("KVTC_OPTION_INVALID", "no documents")
+    metric = total.cpu() / (draws * weights.numel())
+    return (metric + metric.mT) / 2
+
+
 class Partial:
     """The folder of an unfinished run. Refuses to go on with other documents, settings or software."""
 
@@ -227,12 +267,15 @@ def collect_sensitivity(
     tokens = settings.prefixTokens - settings.sinks - settings.window
     metrics = {stream: sums[stream] / (tokens * settings.draws * len(documents)) for stream in STREAMS}
     metrics = {stream: (metric + metric.mT) / 2 for stream, metric in metrics.items()}
-    scores = {stream: torch.full(documents.shape, torch.nan) for stream in STREAMS}
-    for index in range(len(documents)):
-        kept = read_tensors(partial.document(index))[0]
-        for stream in STREAMS:
-            values = importance(kept[f"{stream}.gradients"], metrics[stream].to(device))
-            scores[stream][index, settings.sinks : settings.prefixTokens - settings.window] = values
+    measured = slice(settings.sinks, settings.prefixTokens - settings.window)
+    scores = importances(partial, documents, metrics, measured, device)
+    if settings.stepExponent > 0:
+        metrics = {
+            stream: stepped_metric(partial, stream, scores[stream][:, measured], settings.stepExponent, device)
+            for stream in STREAMS
+        }
+        scores = importances(partial, documents, metrics, measured, device)
+    for _ in documents:
         on_step("importance", False)
     tensors = {
         "documents": documents,

@@ -168,6 +168,25 @@ class CollectTests(unittest.TestCase):
             expected = torch.linalg.solve(metric + floor, metric).diagonal(dim1=1, dim2=2).sum()
             self.assertAlmostEqual(float(inside.double().mean() / expected), 1, delta=0.01)
 
+    def test_a_metric_weighs_tokens_by_their_steps(self) -> None:
+        model, facts, _, _ = self.tiny("llama")
+        plain = replace(SETTINGS, window=0)
+        even = collect_sensitivity(model, facts, self.documents(), plain, self.folder / "even.safetensors")
+        stepped = collect_sensitivity(
+            model, facts, self.documents(), replace(plain, stepExponent=0.3), self.folder / "stepped.safetensors"
+        )
+        measured = slice(SETTINGS.sinks, SETTINGS.prefixTokens)
+        for stream in ("key", "value"):
+            logs = even[f"{stream}.importance"][:, measured].double().log()
+            weights = (-0.6 * (logs - logs.mean())).exp()
+            self.assertGreater(float(weights.max() / weights.min()), 2)
+            metric = stepped[f"{stream}.metric"].double()
+            floor = 0.01 * metric.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None] * torch.eye(tiny.HEAD_DIM)
+            expected = torch.linalg.solve(metric + floor, metric).diagonal(dim1=1, dim2=2).sum()
+            # As for an even metric, but in the mean that its tokens were weighed in.
+            inside = stepped[f"{stream}.importance"][:, measured].double()
+            self.assertAlmostEqual(float((weights * inside).mean() / expected), 1, delta=0.01)
+
     def test_a_head_nothing_depends_on_adds_nothing(self) -> None:
         gradients = torch.ones(1, 2, 3, 4)
         metric = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
