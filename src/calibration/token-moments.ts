@@ -46,7 +46,7 @@ export function withEmbeddings(rows: RowSource, embeddings: EmbeddingSource, geo
 
 /**
  * Takes wide moments apart: those of the rows, which stay where they are (a triangle's first rows are a triangle), and
- * those with embeddings of `width` numbers, which take 8·p·2·width bytes a stream.
+ * those with embeddings of `width` numbers, which take 8·p·width bytes a stream.
  */
 export function splitMoments(
   wide: Readonly<Record<StreamKind, Moments>>,

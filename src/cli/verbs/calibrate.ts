@@ -34,7 +34,7 @@ export const verb: Verb = {
       'More tokens make a better profile. Rank 2048 serves ratios of 16 and more; 8 wants about half the width of a row.',
       'An interrupted calibration goes on where it was when it is started again with the same arguments.',
       'wtc weighs errors by what they cost the output. It is measured by forward passes unless a file says it.',
-      'A profile made with --token-ids yes needs the model’s file to compress and to restore; learn it on 100 000 tokens or more.',
+      'A profile made with --token-ids yes needs the model’s file to compress and to restore, and wants many --tokens.',
       '--tune N goes on with kvtc tune, on documents that the sample left of the texts, on exact weights.',
       'Shares may be collected one by one or on several machines: the profile then has the bytes of a single run.',
     ].join('\n'),
