@@ -23,7 +23,7 @@ export const verb: Verb = {
       moments: { value: 'FILE', help: 'moments measured by kvtc_collect: the texts are then only held out' },
       'token-ids': {
         value: 'yes|no',
-        help: 'wtc: code only what token ids do not tell, from the model’s file [yes with --moments, else no]',
+        help: 'wtc: leave out what token ids tell, by the model’s file [yes with --moments, else no]',
       },
       'layers-per-basis': { value: 'N', help: 'adjacent layers that one basis joins, fewer cost rate [all]' },
       tune: { value: 'N', fallback: '0', help: 'wtc: documents that steps are chosen on by measured loss; 0 for none' },
