@@ -68,8 +68,8 @@ export interface CalibrateModelOptions
   readonly moments?: string | undefined;
   /**
    * wtc: learn what token ids tell. The profile then needs the model's file wherever it codes or restores. Default: where
-   * the moments of `moments` have it, and not where rows are collected here: few tokens
-   * do not tell it (docs/levers.md).
+   * the moments of `moments` have it, and not where rows are collected here: how many
+   * tokens that wants was not measured.
    */
   readonly tokenIds?: boolean | undefined;
   readonly threads?: number | undefined;
