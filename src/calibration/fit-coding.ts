@@ -19,7 +19,7 @@ import { halvesOf, pickRows, projectRows, recencyOf } from './held-out.ts';
 import { measureSteps } from './measure-steps.ts';
 import type { Sensitivity, TokenImportance } from './sensitivity-file.ts';
 import type { OpenTokenMeans, SequenceMeans } from './token-means.ts';
-import { PREDICTOR_COMPONENTS, fitTokenPredictor, recencies } from './token-steps.ts';
+import { PREDICTOR_COMPONENTS, fitTokenPredictor, overGeometricMean, recencies } from './token-steps.ts';
 
 /** More exponent predicts better and copies worse; 0.3 is best for both (evidence.md 2). */
 const DEFAULT_EXPONENT = 0.3;
@@ -218,7 +218,7 @@ async function fitPredictor(
       const leading = analysis.subarray(0, rank * mean.length);
       const { coefficients } = await projectRows(found[stream], found.rowCount, mean, leading, rank, backend);
       parts[stream].push(coefficients);
-      targets[stream].push(importance[stream].subarray(end - found.rowCount, end));
+      targets[stream].push(overGeometricMean(importance[stream].subarray(end - found.rowCount, end)));
     }
     recency.push(recencies(range, prefixTokens));
     onEvent?.({ type: 'progress', phase: 'importance', done: i + 1, total: read, unit: 'documents' });

@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import { isKvtcError } from '../base/errors.ts';
 import { seededRandom } from '../base/random.ts';
 import { openReferenceBackend } from '../linalg/reference.ts';
-import { fitTokenPredictor, predictTokenClasses, recencyAt } from './token-steps.ts';
+import { fitTokenPredictor, overGeometricMean, predictTokenClasses, recencyAt } from './token-steps.ts';
 
 const backend = openReferenceBackend();
 
@@ -34,6 +34,26 @@ test('what coefficients say of importance is found, and R² tells how much', asy
   const explained = 1.5 ** 2 + (1 - 2 / Math.PI);
   const expected = explained / (explained + 1.5 ** 2);
   assert.ok(Math.abs(r2.key - expected) < 0.08 && Math.abs(r2.value - expected) < 0.08, `${r2.key}, ${r2.value}`);
+});
+
+test('how much all of a text matters does not stand in the way of what its tokens say', async () => {
+  const { coefficients, importance, deviations } = examples(3000, 1, 0);
+  const loud = (values: Float32Array) => values.map((value, t) => (t < 1500 ? value * 64 : value));
+  const texts = (values: Float32Array) => [values.subarray(0, 1500), values.subarray(1500)];
+  const asIs = { key: loud(importance.key), value: loud(importance.value) };
+  const each = (values: Float32Array) =>
+    Float32Array.from(texts(values).flatMap((part) => [...overGeometricMean(part)]));
+  const { r2: raw } = await fitTokenPredictor(coefficients, asIs, deviations, backend);
+  const { r2 } = await fitTokenPredictor(
+    coefficients,
+    { key: each(asIs.key), value: each(asIs.value) },
+    deviations,
+    backend,
+  );
+  assert.ok(r2.key > 0.99 && r2.value > 0.99 && raw.key < 0.5, `${r2.key}, ${r2.value}, ${raw.key}`);
+
+  const odd = overGeometricMean(Float32Array.of(8, 2, Number.NaN, 0));
+  assert.deepEqual([...odd], [2, 0.5, Number.NaN, 0]);
 });
 
 test('classes are half octaves against the predicted importance, limited, and zero at exponent 0', async () => {

@@ -56,6 +56,17 @@ export interface PredictorFit {
 }
 
 /**
+ * A document's importances f32[tokens] over their geometric mean, what is not finite and above 0 left alone. How much all
+ * of a text matters, how surely it is continued, shows little in single tokens: a fit that has to predict it as well sees
+ * tokens' own importances worse (docs/levers.md).
+ */
+export function overGeometricMean(importance: Float32Array): Float32Array {
+  const known = importance.filter((value) => value > 0 && Number.isFinite(value));
+  const mean = 2 ** (known.reduce((sum, value) => sum + Math.log2(value), 0) / known.length);
+  return importance.map((value) => value / mean);
+}
+
+/**
  * Ridge regression of log2 importance on features of both streams' leading coefficients. `importance` f32[tokens] per
  * stream; tokens without a finite one are left out. Throws KVTC_CALIBRATION_TEXT_SHORT for fewer than ten examples per
  * weight.
