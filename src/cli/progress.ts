@@ -25,6 +25,11 @@ function amount(value: number, unit: string): string {
   return unit === 'bytes' ? formatBytes(value) : formatCount(value);
 }
 
+/** Whether a phase begins, be it one that was there before: each stream has its own passes. */
+function isFresh(event: ProgressEvent, last: ProgressEvent | null): boolean {
+  return event.phase !== last?.phase || event.done < last.done;
+}
+
 /** From the mean speed of the phase so far; null before there is one. */
 function remainingMs(event: ProgressEvent, startedMs: number): number | null {
   if (event.done <= 0 || event.total <= event.done) return null;
@@ -78,7 +83,7 @@ function barView(stream: NodeJS.WriteStream): ProgressView {
         stream.write(`warning: ${event.message}\n`);
         return;
       }
-      const fresh = bar === null || last?.phase !== event.phase || event.done < last.done;
+      const fresh = bar === null || isFresh(event, last);
       if (fresh && bar !== null) finish();
       last = event;
       if (fresh) start(event);
@@ -90,7 +95,7 @@ function barView(stream: NodeJS.WriteStream): ProgressView {
 }
 
 function plainView(stream: NodeJS.WriteStream): ProgressView {
-  let phase = '';
+  let last: ProgressEvent | null = null;
   let startedMs = 0;
   let writtenMs = performance.now();
   return {
@@ -100,16 +105,16 @@ function plainView(stream: NodeJS.WriteStream): ProgressView {
         return;
       }
       const nowMs = performance.now();
-      if (event.phase !== phase) {
-        phase = event.phase;
-        startedMs = nowMs;
-      }
+      if (isFresh(event, last)) startedMs = nowMs;
+      last = event;
       if (nowMs - writtenMs < PLAIN_LINE_MS) return;
       writtenMs = nowMs;
       const left = remainingMs(event, startedMs);
       const rest = left === null ? '' : `, ${formatDuration(left)} left`;
       const unit = event.unit === 'bytes' ? '' : ` ${event.unit}`;
-      stream.write(`${phase}: ${amount(event.done, event.unit)} of ${amount(event.total, event.unit)}${unit}${rest}\n`);
+      stream.write(
+        `${event.phase}: ${amount(event.done, event.unit)} of ${amount(event.total, event.unit)}${unit}${rest}\n`,
+      );
     },
     close: () => undefined,
   };
