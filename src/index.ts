@@ -8,7 +8,7 @@ export { calibrate } from './cache/calibrate.ts';
 export type { CalibrateModelOptions, ModelCalibration } from './cache/calibrate.ts';
 export { compress, openCoder, restore } from './cache/coder.ts';
 export type { Coder, CoderOptions, CompressCall, RestoreCall } from './cache/coder.ts';
-export type { WindowMode } from './cache/chunk-seam.ts';
+export type { SinkMode, WindowMode } from './cache/chunk-seam.ts';
 export type { CompressOptions, CompressResult } from './cache/compress.ts';
 export type { LayerRows, RestoreOptions, RestoreResult } from './cache/restore.ts';
 export { inspect, verify } from './cache/inspect.ts';

@@ -27,7 +27,7 @@ export async function writeTinyWtc(
 ): Promise<void> {
   const [tokenCount, chunkTokens, sinks] = [90, 40, 3];
   const random = seededRandom(options.seed);
-  const encoder = createWtcEncoder(profile, options);
+  const encoder = createWtcEncoder(profile, { ...options, sinks: 0 });
   const layout = layOutTokens(tokenCount, { exactRanges: [], chunkTokens, sinks, window: encoder.exactWindow });
   const elementTypes = { key: 'f16', value: 'f16' } as const;
   const writer = createContainerWriter(target, {

@@ -232,7 +232,7 @@ test('what is expected needs no bits: no larger, it errs less', async () => {
       name,
       async (coder) => {
         const { bytes, restored } = await through(coder, { ratio, window: 0 });
-        assert.deepEqual(rowsOf(restored, 'key', 0, SINKS), rowsOf(state, 'key', 0, SINKS), 'sinks are exact');
+        assert.deepEqual(rowsOf(restored, 'key', 0, 1), rowsOf(state, 'key', 0, 1), 'the first token is exact');
         return { bytes: bytes.length, error: relativeError(restored, SINKS, TOKENS) };
       },
       modelPath,

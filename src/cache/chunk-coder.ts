@@ -60,7 +60,7 @@ export function checkCodec({ codec }: ContainerHeader): void {
 }
 
 /**
- * Ranks that a cache coded so takes: of its oldest tokens and of its newest. For preparing transforms and counting their
+ * Ranks that a cache coded so takes: of most of its tokens and of its newest. For preparing transforms and counting their
  * work. Throws as createChunkEncoder.
  */
 export function ranksInUse(
@@ -68,9 +68,10 @@ export function ranksInUse(
   options: Partial<CodingOptions>,
 ): readonly [Readonly<Record<StreamKind, number>>, Readonly<Record<StreamKind, number>>] {
   const tokenCount = Number.MAX_SAFE_INTEGER;
-  const encoder = createChunkEncoder(profile, { window: 0, ...options });
+  const middle = 2 ** 52;
+  const encoder = createChunkEncoder(profile, { sinks: 0, window: 0, ...options });
   return [
-    encoder.ranks({ startToken: 0, endToken: 1 }, tokenCount),
+    encoder.ranks({ startToken: middle, endToken: middle + 1 }, tokenCount),
     encoder.ranks({ startToken: tokenCount - 1, endToken: tokenCount }, tokenCount),
   ];
 }

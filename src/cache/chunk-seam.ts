@@ -12,15 +12,24 @@ import type { FloatPool } from './pipeline.ts';
 /** What the newest tokens get: kept as found, or coded at a finer step. */
 export type WindowMode = 'exact' | 'finer';
 
+/** What the oldest tokens get: kept as found, or the first alone, and the others coded at the finest step. */
+export type SinkMode = 'exact' | 'finer';
+
+/** What tokens at either end get; each codec has its defaults. */
+export interface EndModes {
+  readonly sinkMode?: SinkMode | undefined;
+  readonly windowMode?: WindowMode | undefined;
+}
+
 /** What a codec may be told; each refuses what it does not have. */
-export interface CodingOptions {
+export interface CodingOptions extends EndModes {
   /** Default 16. */
   readonly ratio?: number | undefined;
   readonly keyRatio?: number | undefined;
   readonly valueRatio?: number | undefined;
   readonly step?: number | undefined;
+  readonly sinks: number;
   readonly window: number;
-  readonly windowMode?: WindowMode | undefined;
   readonly entropy?: EntropyMethod | undefined;
   readonly entropyLevel?: number | undefined;
   /** What the sequence's token ids tell: taken out before coefficients are coded. */
@@ -36,6 +45,8 @@ export interface ChunkEncoder {
   readonly codec: string;
   readonly parameters: JsonObject;
   readonly entropy: EntropyMethod;
+  /** Oldest tokens that must stay exact. */
+  readonly exactSinks: number;
   /** Newest tokens that must stay exact. */
   readonly exactWindow: number;
   /** Components that `encode` wants of a range of a sequence of `tokenCount` tokens. */

@@ -17,7 +17,7 @@ import type { StateView } from '../engines/llama/state.ts';
 import { gatherRows, parseState, placeRows } from '../engines/llama/state.ts';
 import type { Profile } from '../profile/profile.ts';
 import { createChunkEncoder } from './chunk-coder.ts';
-import type { CodingOptions, WindowMode } from './chunk-seam.ts';
+import type { CodingOptions, SinkMode, WindowMode } from './chunk-seam.ts';
 import { DEFAULT_RATIO } from './chunk-seam.ts';
 import { layOutTokens } from './layout.ts';
 import { floatPool, mapInOrder } from './pipeline.ts';
@@ -51,6 +51,8 @@ export interface CompressOptions extends RunOptions {
   /** wtc: the step of keys, instead of a ratio; values follow by the profile's proportion. */
   readonly step?: number | undefined;
   readonly sinks?: number | undefined;
+  /** What the sinks get: `exact` (the paper's; its default), or `finer`: the first exact, the others coded (wtc's default). */
+  readonly sinkMode?: SinkMode | undefined;
   readonly window?: number | undefined;
   /** What the window gets: `exact` (the paper's; its default) or `finer` steps (wtc's default). */
   readonly windowMode?: WindowMode | undefined;
@@ -104,7 +106,8 @@ export async function compressState(
     });
   }
   const encoder = createChunkEncoder(profile, { ...setting.coding, means: await transforms.means(tokens) });
-  const layout = layOutTokens(view.tokenCount, { ...setting, window: encoder.exactWindow });
+  const { exactSinks: sinks, exactWindow: window } = encoder;
+  const layout = layOutTokens(view.tokenCount, { ...setting, sinks, window });
   const elements = { key: view.keyType, value: view.valueType };
   const { geometry } = profile.model;
   const writer = createContainerWriter(target, {
@@ -177,7 +180,7 @@ export async function compressState(
       ...containerRatios({
         valuesPerToken: streamWidth(geometry, 'key') + streamWidth(geometry, 'value'),
         tokenCount: view.tokenCount,
-        sinks: setting.sinks,
+        sinks,
         exactRanges: layout.exact,
         parts,
         rawBytes,
@@ -225,7 +228,6 @@ function rowBytes(view: StateView, profile: Profile, stream: StreamKind, range: 
 }
 
 interface CompressSetting {
-  readonly sinks: number;
   readonly exactRanges: readonly TokenRange[];
   readonly chunkTokens: number;
   readonly coding: CodingOptions;
@@ -233,17 +235,15 @@ interface CompressSetting {
 
 function settingOf(options: CompressOptions): CompressSetting {
   const defaults = COMPRESS_DEFAULTS;
-  const { ratio, keyRatio, valueRatio, step, windowMode, entropy } = options;
-  const window = options.window ?? defaults.window;
-  if (!Number.isSafeInteger(window) || window < 0) {
-    throw new KvtcError('KVTC_OPTION_INVALID', `window is ${window}; expected an integer of at least 0`, {
-      option: 'window',
-      got: window,
-    });
+  const { ratio, keyRatio, valueRatio, step, sinkMode, windowMode, entropy } = options;
+  const { sinks = defaults.sinks, window = defaults.window } = options;
+  for (const [option, got] of Object.entries({ sinks, window })) {
+    if (Number.isSafeInteger(got) && got >= 0) continue;
+    const message = `${option} is ${got}; expected an integer of at least 0`;
+    throw new KvtcError('KVTC_OPTION_INVALID', message, { option, got });
   }
   const usual = entropy === undefined || entropy === defaults.entropy;
   return {
-    sinks: options.sinks ?? defaults.sinks,
     exactRanges: options.exactRanges ?? defaults.exactRanges,
     chunkTokens: options.chunkTokens ?? defaults.chunkTokens,
     coding: {
@@ -251,6 +251,8 @@ function settingOf(options: CompressOptions): CompressSetting {
       keyRatio,
       valueRatio,
       step,
+      sinks,
+      sinkMode,
       window,
       windowMode,
       entropy,

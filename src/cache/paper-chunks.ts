@@ -15,10 +15,10 @@ import { DEFAULT_RATIO, checkRank } from './chunk-seam.ts';
 
 /** See createChunkEncoder. */
 export function createPaperEncoder(profile: PaperProfile, options: CodingOptions): ChunkEncoder {
-  if (options.step !== undefined || options.windowMode === 'finer') {
+  if (options.step !== undefined || options.windowMode === 'finer' || options.sinkMode === 'finer') {
     throw new KvtcError(
       'KVTC_OPTION_INVALID',
-      `codec ${paperCodec.id} has neither steps nor a finer window; use a wtc profile`,
+      `codec ${paperCodec.id} has no steps, and so neither a finer window nor finer sinks; use a wtc profile`,
     );
   }
   const ratio = options.ratio ?? DEFAULT_RATIO;
@@ -30,6 +30,7 @@ export function createPaperEncoder(profile: PaperProfile, options: CodingOptions
     codec: paperCodec.id,
     parameters: filePaperParameters({ keyRatio, valueRatio, ...plans }),
     entropy,
+    exactSinks: options.sinks,
     exactWindow: options.window,
     ranks: () => ranks,
     encode: async (coefficients, { startToken, endToken }) => {

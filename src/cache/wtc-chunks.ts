@@ -28,6 +28,12 @@ import { DEFAULT_RATIO, checkRank } from './chunk-seam.ts';
  */
 const WINDOW_CLASS = -4;
 
+/**
+ * Of the sinks only the first is kept exact: nothing else does for it (SmolLM2 at 64x, KL 0.58 instead of 0.0047), while the
+ * others lose nothing at the finest step, and at 64x they would be a twentieth of the file (docs/levers.md).
+ */
+const EXACT_SINKS = 1;
+
 /** Ratios worth showing, and worth measuring, where a profile serves any. */
 export const USUAL_RATIOS = [8, 16, 32, 64, 128];
 export const MEASURED_RATIOS = [8, 12, 16, 24, 32, 48, 64, 96, 128];
@@ -97,11 +103,11 @@ function between(lower: StepPoint, upper: StepPoint, share: number): Setting {
 }
 
 /**
- * See createChunkEncoder. `windowMode` is `finer` unless asked otherwise; `ratio` is that of tokens outside the window,
+ * See createChunkEncoder. Both modes are `finer` unless asked otherwise; `ratio` is that of tokens outside the window,
  * or, where the predictor knows recency, of all.
  */
 export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): ChunkEncoder {
-  const { windowMode = 'finer', window, step, means } = options;
+  const { sinkMode = 'finer', sinks, windowMode = 'finer', window, step, means } = options;
   for (const name of ['keyRatio', 'valueRatio'] as const) {
     if (options[name] !== undefined) refuse(`${name} is not an option of codec wtc: one step serves both streams`);
   }
@@ -111,6 +117,7 @@ export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): C
   const setting =
     step === undefined ? settingAtRatio(profile, options.ratio ?? DEFAULT_RATIO) : settingAtStep(profile, step);
   const finer = windowMode === 'finer' ? window : 0;
+  const exactSinks = sinkMode === 'finer' ? Math.min(sinks, EXACT_SINKS) : sinks;
   const predictor = setting.exponent > 0 ? profile.predictor : null;
   const least = predictor === null ? 0 : RANK_STEP * Math.ceil(predictor.components / RANK_STEP);
   const parameters = (lowestClass: number): WtcParameters => {
@@ -122,18 +129,19 @@ export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): C
     };
     return { key: stream('key'), value: stream('value') };
   };
-  // Tokens outside the window need fewer components than finer ones: most chunks do with smaller matrices.
+  // Other tokens need fewer components than finer ones: most chunks do with smaller matrices.
   const usual = parameters(predictor === null ? 0 : USUAL_LOWEST_CLASS);
-  const filed = withExpected(finer > 0 ? parameters(WINDOW_CLASS) : usual, usual, profile);
+  const filed = withExpected(finer > 0 || exactSinks < sinks ? parameters(WINDOW_CLASS) : usual, usual, profile);
   const plans = plansOf(profile, filed);
-  const ranksOf = ({ endToken }: TokenRange, tokenCount: number): Readonly<Record<StreamKind, number>> => {
-    const { key, value } = endToken > tokenCount - finer ? filed : usual;
+  const ranksOf = (range: TokenRange, tokenCount: number): Readonly<Record<StreamKind, number>> => {
+    const { key, value } = range.startToken < sinks || range.endToken > tokenCount - finer ? filed : usual;
     return { key: key.rank, value: value.rank };
   };
   return {
     codec: WTC_CODEC_ID,
     parameters: { ...fileWtcParameters(filed) },
     entropy: 'none',
+    exactSinks,
     exactWindow: windowMode === 'exact' ? window : 0,
     ranks: ranksOf,
     encode: async (coefficients, range, tokenCount) => {
@@ -153,6 +161,7 @@ export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): C
       const first = predictor?.recency === true ? tokens : Math.max(0, tokenCount - finer - range.startToken);
       const code = (stream: StreamKind) => {
         const own = classes[stream];
+        own.fill(TOKEN_CLASS_MIN, 0, Math.max(0, sinks - range.startToken));
         for (let t = first; t < tokens; t++) own[t] = clampClass((own[t] as number) + WINDOW_CLASS);
         const rows = widenedRows(coefficients[stream], tokens, ranks[stream], plans[stream].rank);
         const stored = encodeWtcChunk(rows, tokens, own, plans[stream]);

@@ -7,7 +7,7 @@ import type { RunOptions } from '../base/events.ts';
 import type { StreamKind, TokenRange } from '../base/geometry.ts';
 import { STREAMS, streamWidth } from '../base/geometry.ts';
 import { createChunkEncoder, ranksInUse } from '../cache/chunk-coder.ts';
-import type { WindowMode } from '../cache/chunk-seam.ts';
+import type { CodingOptions, EndModes } from '../cache/chunk-seam.ts';
 import { COMPRESS_DEFAULTS, compressState } from '../cache/compress.ts';
 import type { CompressResult } from '../cache/compress.ts';
 import { layOutTokens } from '../cache/layout.ts';
@@ -97,7 +97,7 @@ export interface CloseUpOptions extends RunOptions {
   readonly prefixTokens: number;
   readonly sinks: number;
   readonly window: number;
-  readonly windowMode: WindowMode | undefined;
+  readonly modes: EndModes;
 }
 
 /**
@@ -163,7 +163,7 @@ function codedTokens(tokenCount: number, { sinks, window }: CloseUpOptions): rea
 }
 
 async function closeUpRatio(
-  { transforms, sinks, window, windowMode, signal }: CloseUpOptions,
+  { transforms, sinks, window, modes, signal }: CloseUpOptions,
   state: Uint8Array,
   exact: StateView,
   tokens: Int32Array,
@@ -171,7 +171,7 @@ async function closeUpRatio(
   coded: readonly TokenRange[],
 ): Promise<RatioCloseUp> {
   const target = memoryTarget();
-  const stored = await compressState(state, transforms, target, { ratio, sinks, window, windowMode, tokens, signal });
+  const stored = await compressState(state, transforms, target, { ratio, sinks, window, ...modes, tokens, signal });
   const container = await openContainer(target.bytes());
   try {
     const restored = await restoreContainer(container, transforms, { vTransposed: exact.vTransposed, signal });
@@ -262,12 +262,12 @@ async function timeRestores(
   tokens: Int32Array,
   prefill: readonly TimePoint[],
 ): Promise<RestoreTimes> {
-  const { context, transforms, ratios, sinks, window, windowMode, signal } = options;
+  const { context, transforms, ratios, sinks, window, modes, signal } = options;
   const distance = (ratio: number): number => Math.abs(Math.log2(ratio / COMPRESS_DEFAULTS.ratio));
   const ratio = ratios.toSorted((a, b) => distance(a) - distance(b))[0] ?? COMPRESS_DEFAULTS.ratio;
   const full = parseState(context.getState());
-  const loadBasesMs = await timeLoading(transforms, full, { ratio, window, windowMode });
-  const { exactWindow } = createChunkEncoder(transforms.profile, { ratio, window, windowMode });
+  const loadBasesMs = await timeLoading(transforms, full, { ratio, sinks, window, ...modes });
+  const { exactSinks, exactWindow } = createChunkEncoder(transforms.profile, { ratio, sinks, window, ...modes });
   const restore: TimePoint[] = [];
   const lengths = TIMED_SHARES.map((part) => Math.round(tokens.length * part)).filter(
     (length) => length > sinks + window,
@@ -276,7 +276,7 @@ async function timeRestores(
     context.truncate(0, length);
     const target = memoryTarget();
     const kept = tokens.subarray(0, length);
-    const settings = { ratio, sinks, window, windowMode, tokens: kept, signal };
+    const settings = { ratio, sinks, window, ...modes, tokens: kept, signal };
     await compressState(context.getState(), transforms, target, settings);
     const container = await openContainer(target.bytes());
     try {
@@ -289,14 +289,10 @@ async function timeRestores(
       await container.close();
     }
   }
-  return { ratio, exactTokens: sinks + exactWindow, prefill, restore, loadBasesMs };
+  return { ratio, exactTokens: exactSinks + exactWindow, prefill, restore, loadBasesMs };
 }
 
-async function timeLoading(
-  { profile, backend }: Transforms,
-  view: StateView,
-  coding: { readonly ratio: number; readonly window: number; readonly windowMode: WindowMode | undefined },
-): Promise<number> {
+async function timeLoading({ profile, backend }: Transforms, view: StateView, coding: CodingOptions): Promise<number> {
   const [, newest] = ranksInUse(profile, coding);
   const fresh = openTransforms(profile, backend);
   const startedMs = performance.now();

@@ -96,22 +96,25 @@ describe('series', () => {
     assert.deepEqual(seriesNames([row('a', 1, 1, 1, 'x'), row('b', 1, 1, 1), row('c', 1, 1, 1, 'x')]), ['x']);
   });
 
-  it('say what the window gets', () => {
+  it('say what the sinks and the window get', () => {
     const settings = { profileId: 'p', sinks: 4, window: 128 } as Evaluation['settings'];
     const one = { id: 'p', ratios: [] };
     const kvtc = { ...one, name: 'kvtc', codec: 'kvtc-paper', windowMode: 'exact' } as const;
     const wtc = { ...one, name: 'wtc', codec: 'wtc', windowMode: 'finer' } as const;
+    const newer = { ...wtc, name: 'newer', sinkMode: 'finer' } as const;
     assert.deepEqual(
       [
         settings,
         { ...settings, profiles: [wtc] },
         { ...settings, profiles: [kvtc, wtc] },
+        { ...settings, profiles: [kvtc, newer] },
         { ...settings, window: 0 },
       ].map((given) => exactTokensText({ settings: given })),
       [
         '4 sinks and window of 128 exact',
         '4 sinks exact, window of 128 coded finer',
         '4 sinks exact, window of 128 exact (kvtc), coded finer (wtc)',
+        '4 sinks exact (kvtc), first of 4 sinks exact (newer), window of 128 exact (kvtc), coded finer (newer)',
         '4 sinks exact, no window',
       ],
     );

@@ -4,7 +4,7 @@
 import { availableParallelism } from 'node:os';
 import type { RunOptions } from '../base/events.ts';
 import { COMPRESS_DEFAULTS } from '../cache/compress.ts';
-import type { WindowMode } from '../cache/chunk-seam.ts';
+import type { EndModes, SinkMode, WindowMode } from '../cache/chunk-seam.ts';
 import { openTransforms } from '../cache/transforms.ts';
 import type { Transforms } from '../cache/transforms.ts';
 import { modelIdentity } from '../engines/llama/architecture.ts';
@@ -32,7 +32,7 @@ import type { TaskOptions } from './tasks/collect.ts';
 import { collectTasks } from './tasks/collect.ts';
 import { questionTokens } from './tasks/item.ts';
 import type { Treatment } from './treatment.ts';
-import { floorTreatment, kvtcTreatment, usualWindowMode } from './treatment.ts';
+import { floorTreatment, kvtcTreatment, usualModes } from './treatment.ts';
 
 /** The protocol of the evidence this project measures against. */
 export const EVALUATE_DEFAULTS = {
@@ -55,7 +55,7 @@ const BATCH_TOKENS = 512;
 /** `exact`: an f32 or f16 copy of the weights, which shows the codec; `as-is`: the file as it is, which shows the use. */
 export type WeightsChoice = 'exact' | 'as-is';
 
-export interface EvaluateOptions extends RunOptions {
+export interface EvaluateOptions extends RunOptions, EndModes {
   /** GGUF file. */
   readonly modelPath: string;
   readonly profilePath: string;
@@ -64,8 +64,6 @@ export interface EvaluateOptions extends RunOptions {
   readonly texts: readonly EvaluationText[];
   /** Each profile is judged at those it serves. Default: all it has plans for, or usual ones within its steps. */
   readonly ratios?: readonly number[] | undefined;
-  /** What wtc's window gets; the published codec's is always exact. */
-  readonly windowMode?: WindowMode | undefined;
   readonly prefixTokens?: number | undefined;
   readonly continuationTokens?: number | undefined;
   /** Default 512, or two thirds of a shorter prefix. */
@@ -120,6 +118,8 @@ export interface Evaluation {
       readonly name: string;
       readonly id: string;
       readonly codec: Profile['codec'];
+      /** Missing, and exact, in results of versions before 28 November 2026. */
+      readonly sinkMode?: SinkMode;
       readonly windowMode: WindowMode;
       readonly ratios: readonly number[];
     }[];
@@ -212,14 +212,8 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
       onClose: (close) => closers.push(close),
     };
     const coded = [
-      ...judged.flatMap(({ name, transforms, ratios, windowMode }) =>
-        ratios.map((ratio) =>
-          kvtcTreatment(
-            transforms,
-            { ratio, sinks, window, ...(windowMode === undefined ? {} : { windowMode }) },
-            name,
-          ),
-        ),
+      ...judged.flatMap(({ name, transforms, ratios, modes }) =>
+        ratios.map((ratio) => kvtcTreatment(transforms, { ratio, sinks, window, ...modes }, name)),
       ),
       // What varies settings makes no curve of rate against loss.
       ...[...rivalTreatments(options.rivals ?? [], world), ...((await options.treatments?.(world)) ?? [])].map(
@@ -258,11 +252,12 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
         model: identity.name,
         modelFingerprint: identity.fingerprint,
         profileId: first.profile.id,
-        profiles: judged.map(({ name, profile, ratios, windowMode }) => ({
+        profiles: judged.map(({ name, profile, ratios, modes }) => ({
           name,
           id: profile.id,
           codec: profile.codec,
-          windowMode: windowMode ?? usualWindowMode(profile),
+          ...usualModes(profile),
+          ...modes,
           ratios,
         })),
         weights: weights.type,

@@ -4,10 +4,16 @@
 import { basename } from 'node:path';
 import { KvtcError, isKvtcError } from '../base/errors.ts';
 import { plannedRatios, ranksInUse } from '../cache/chunk-coder.ts';
-import type { WindowMode } from '../cache/chunk-seam.ts';
+import type { EndModes, SinkMode, WindowMode } from '../cache/chunk-seam.ts';
 import { openProfile } from '../profile/open-profile.ts';
 import type { ModelIdentity, Profile } from '../profile/profile.ts';
 import { codecName } from './treatment.ts';
+
+/** What is missing leaves the codec its default. */
+export interface ChosenModes {
+  readonly sinkMode?: SinkMode;
+  readonly windowMode?: WindowMode;
+}
 
 export interface EvaluatedProfile {
   /** The codec's name; with the file's, where several profiles are of one codec. */
@@ -15,27 +21,26 @@ export interface EvaluatedProfile {
   readonly profile: Profile;
   /** Ascending as asked for. */
   readonly ratios: readonly number[];
-  /** Undefined leaves the codec its default. */
-  readonly windowMode: WindowMode | undefined;
+  readonly modes: ChosenModes;
 }
 
-export interface ProfileChoice {
+export interface ProfileChoice extends EndModes {
   /** Default: those that plannedRatios names. */
   readonly ratios?: readonly number[] | undefined;
-  readonly windowMode?: WindowMode | undefined;
 }
 
 /**
- * Opens profiles of one model. Each is judged at those of `ratios` that it serves; a finer window is asked only of codecs
- * that have one, where any of them does. Handles go to `onClose`. Throws as openProfile, KVTC_MODEL_MISMATCH,
+ * Opens profiles of one model. Each is judged at those of `ratios` that it serves; finer steps are asked only of codecs
+ * that have them, where any of them does. Handles go to `onClose`. Throws as openProfile, KVTC_MODEL_MISMATCH,
  * KVTC_PLAN_MISSING for a ratio that no profile serves or a profile that serves none, KVTC_OPTION_INVALID.
  */
 export async function openEvaluatedProfiles(
   paths: readonly string[],
   identity: ModelIdentity,
-  { ratios, windowMode }: ProfileChoice,
+  choice: ProfileChoice,
   onClose: (close: () => Promise<void>) => void,
 ): Promise<EvaluatedProfile[]> {
+  const { ratios } = choice;
   const opened: { readonly path: string; readonly profile: Profile }[] = [];
   for (const path of paths) {
     const profile = await openProfile(path);
@@ -47,26 +52,34 @@ export async function openEvaluatedProfiles(
   const found = opened.map(({ path, profile }) => {
     const codec = codecName(profile);
     const isAlone = opened.filter((other) => other.profile.codec === profile.codec).length === 1;
-    const mode = windowMode === 'finer' && profile.codec !== 'wtc' && hasFiner ? undefined : windowMode;
-    const served = ratios?.filter((ratio) => refusal(profile, ratio, mode) === null) ?? plannedRatios(profile);
+    const modes = modesOf(choice, hasFiner && profile.codec !== 'wtc' ? 'finer' : null);
+    const served = ratios?.filter((ratio) => refusal(profile, ratio, modes) === null) ?? plannedRatios(profile);
     const name = isAlone ? codec : `${codec} ${basename(path).replace(/(\.profile)?\.safetensors$/u, '')}`;
-    return { name, profile, ratios: served, windowMode: mode };
+    return { name, profile, ratios: served, modes };
   });
   for (const ratio of ratios ?? []) {
     const first = found[0];
     if (first !== undefined && !found.some((one) => one.ratios.includes(ratio))) {
-      throw refusal(first.profile, ratio, first.windowMode);
+      throw refusal(first.profile, ratio, first.modes);
     }
   }
   const idle = found.find((one) => one.ratios.length === 0);
-  if (idle !== undefined) throw refusal(idle.profile, ratios?.[0] ?? 0, idle.windowMode);
+  if (idle !== undefined) throw refusal(idle.profile, ratios?.[0] ?? 0, idle.modes);
   return found;
 }
 
+/** Modes asked for, but `without`. */
+function modesOf({ sinkMode, windowMode }: EndModes, without: 'finer' | null): ChosenModes {
+  return {
+    ...(sinkMode === undefined || sinkMode === without ? {} : { sinkMode }),
+    ...(windowMode === undefined || windowMode === without ? {} : { windowMode }),
+  };
+}
+
 /** Why a profile does not serve a ratio; null where it does. Throws for settings its codec does not have. */
-function refusal(profile: Profile, ratio: number, windowMode: WindowMode | undefined): KvtcError | null {
+function refusal(profile: Profile, ratio: number, modes: ChosenModes): KvtcError | null {
   try {
-    ranksInUse(profile, { ratio, windowMode });
+    ranksInUse(profile, { ratio, ...modes });
     return null;
   } catch (error) {
     if (isKvtcError(error, 'KVTC_PLAN_MISSING')) return error;

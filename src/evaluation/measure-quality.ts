@@ -11,7 +11,7 @@ import { evaluate } from './evaluate.ts';
 /** Settings that quality points do not record keep their defaults: sinks, window, no rivals. */
 export type MeasureQualityOptions = Omit<
   EvaluateOptions,
-  'alsoProfilePaths' | 'windowMode' | 'sinks' | 'window' | 'rivals' | 'treatments' | 'tasks' | 'closeUp'
+  'alsoProfilePaths' | 'windowMode' | 'sinkMode' | 'sinks' | 'window' | 'rivals' | 'treatments' | 'tasks' | 'closeUp'
 >;
 
 export interface MeasuredQuality {

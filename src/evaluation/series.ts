@@ -35,17 +35,21 @@ export function evaluatedProfiles({
   );
 }
 
-/** `4 sinks exact; window 128: exact (kvtc), finer (wtc)`. */
+/** `4 sinks exact (kvtc), first of 4 sinks exact (wtc), window of 128 exact (kvtc), coded finer (wtc)`. */
 export function exactTokensText(evaluation: Pick<Evaluation, 'settings'>): string {
   const { sinks, window } = evaluation.settings;
   const profiles = evaluatedProfiles(evaluation);
-  const modes = [...new Set(profiles.map(({ windowMode }) => windowMode))];
-  if (window === 0) return `${sinks} sinks exact, no window`;
-  if (modes.length === 1) {
-    return modes[0] === 'exact'
-      ? `${sinks} sinks and window of ${window} exact`
-      : `${sinks} sinks exact, window of ${window} coded finer`;
+  const texts = profiles.map(({ name, sinkMode = 'exact', windowMode }) => ({
+    name,
+    sinks: sinkMode === 'exact' || sinks < 2 ? `${sinks} sinks exact` : `first of ${sinks} sinks exact`,
+    window: windowMode === 'exact' ? 'exact' : 'coded finer',
+  }));
+  const said = (of: 'sinks' | 'window'): string => {
+    const distinct = [...new Set(texts.map((text) => text[of]))];
+    return distinct.length === 1 ? distinct.join('') : texts.map((text) => `${text[of]} (${text.name})`).join(', ');
+  };
+  if (window > 0 && said('sinks') === `${sinks} sinks exact` && said('window') === 'exact') {
+    return `${sinks} sinks and window of ${window} exact`;
   }
-  const each = profiles.map(({ name, windowMode }) => `${windowMode === 'exact' ? 'exact' : 'coded finer'} (${name})`);
-  return `${sinks} sinks exact, window of ${window} ${each.join(', ')}`;
+  return `${said('sinks')}, ${window === 0 ? 'no window' : `window of ${window} ${said('window')}`}`;
 }

@@ -8,7 +8,7 @@ import { KvtcError } from '../base/errors.ts';
 import type { CompressOptions } from '../cache/compress.ts';
 import { COMPRESS_DEFAULTS, compressState } from '../cache/compress.ts';
 import { ranksInUse } from '../cache/chunk-coder.ts';
-import type { WindowMode } from '../cache/chunk-seam.ts';
+import type { SinkMode, WindowMode } from '../cache/chunk-seam.ts';
 import { restoreContainer } from '../cache/restore.ts';
 import type { Transforms } from '../cache/transforms.ts';
 import { openContainer } from '../container/reader.ts';
@@ -60,9 +60,13 @@ export type KvtcSettings = {
   readonly [K in keyof Omit<CompressOptions, keyof RunOptions | 'tokens' | 'engine'>]?: NonNullable<CompressOptions[K]>;
 };
 
-/** What a codec's window gets where nothing is asked for. */
-export function usualWindowMode({ codec }: Pick<Profile, 'codec'>): WindowMode {
-  return codec === 'kvtc-paper' ? 'exact' : 'finer';
+/** What tokens at either end get of a codec where nothing is asked for. */
+export function usualModes({ codec }: Pick<Profile, 'codec'>): {
+  readonly sinkMode: SinkMode;
+  readonly windowMode: WindowMode;
+} {
+  const mode = codec === 'kvtc-paper' ? 'exact' : 'finer';
+  return { sinkMode: mode, windowMode: mode };
 }
 
 /** What rows of a codec are called: the published one `kvtc`, others by their own name. */
@@ -84,11 +88,11 @@ export function kvtcTreatment(
   const isPaper = profile.codec === 'kvtc-paper';
   const usual = {
     ...COMPRESS_DEFAULTS,
-    windowMode: usualWindowMode(profile),
+    ...usualModes(profile),
     entropy: isPaper ? COMPRESS_DEFAULTS.entropy : 'none',
   } as const;
   const setting = { ...usual, ...options };
-  const { ratio, sinks, window, windowMode, chunkTokens, entropy } = setting;
+  const { ratio, sinks, sinkMode, window, windowMode, chunkTokens, entropy } = setting;
   const keyRatio = options.keyRatio ?? ratio;
   const valueRatio = options.valueRatio ?? ratio;
   const exactRanges = setting.exactRanges.map(({ startToken, endToken }) => `${startToken}-${endToken}`).join(' ');
@@ -98,9 +102,9 @@ export function kvtcTreatment(
       : keyRatio === valueRatio
         ? `${keyRatio}x`
         : `${keyRatio}x/${valueRatio}x`;
-  const departures = (['sinks', 'window', 'windowMode', 'chunkTokens', 'entropy', 'entropyLevel'] as const)
+  const departures = (['sinks', 'sinkMode', 'window', 'windowMode', 'chunkTokens', 'entropy', 'entropyLevel'] as const)
     .filter((key) => setting[key] !== usual[key])
-    .map((key) => `${key === 'windowMode' ? 'window' : key} ${setting[key]}`);
+    .map((key) => `${{ sinkMode: 'sinks', windowMode: 'window' }[key as string] ?? key} ${setting[key]}`);
   if (exactRanges !== '') departures.push(`exact ${exactRanges}`);
   return {
     label: [name, ratioName, ...departures].join(' '),
@@ -118,7 +122,7 @@ export function kvtcTreatment(
       entropyLevel: options.entropyLevel ?? 'default',
       backend: backend.id,
       // Steps may be replaced without a new id, and plans of the paper's codec never name one.
-      ...(profile.codec === 'wtc' ? { windowMode, step: options.step ?? JSON.stringify(profile.steps) } : {}),
+      ...(profile.codec === 'wtc' ? { sinkMode, windowMode, step: options.step ?? JSON.stringify(profile.steps) } : {}),
     },
     apply: async (state, tokens, { signal }) => {
       await prepare(transforms, options, parseState(state));

@@ -37,7 +37,8 @@ export const verb: Verb = {
         fallback: 'exact',
         help: 'run an f32 or f16 copy of the weights, or the file itself',
       },
-      sinks: { value: 'N', fallback: '4', help: 'oldest tokens kept exact' },
+      sinks: { value: 'N', fallback: '4', help: 'oldest tokens treated with care' },
+      'sink-mode': { value: 'exact|finer', help: 'of wtc: all sinks exact, or the first alone (its default)' },
       window: { value: 'N', fallback: '128', help: 'newest tokens treated with care' },
       'window-mode': { value: 'exact|finer', help: 'of wtc: code the window finer (its default) or keep it exact' },
       report: {
@@ -65,6 +66,7 @@ export const verb: Verb = {
     const options = {
       profilePath: args.text('profile') ?? '',
       alsoProfilePaths: args.texts('also'),
+      sinkMode: args.choice('sink-mode', ['exact', 'finer']),
       windowMode: args.choice('window-mode', ['exact', 'finer']),
       ratios: args.positives('ratios'),
       prefixTokens: args.integer('prefix', 2),

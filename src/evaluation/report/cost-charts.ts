@@ -245,8 +245,10 @@ export function timesChart(times: RestoreTimes): Figure {
               x: even,
               frameAnchor: 'bottom',
               text: (tokens: number) => `break-even: ${tokens} tokens`,
-              textAnchor: 'start',
-              dx: 5,
+              // Towards the middle, where there is room for it.
+              ...(even > Math.sqrt(shortest * longest)
+                ? { textAnchor: 'end', dx: -5 }
+                : { textAnchor: 'start', dx: 5 }),
               dy: -4,
               fill: INK,
               fontSize: FONT_SIZE - 1,

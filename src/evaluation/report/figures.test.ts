@@ -5,7 +5,7 @@ import { describe, it } from 'node:test';
 import type { EvaluationRow } from '../summary.ts';
 import { decades, octaves, shortNumber } from './chart.ts';
 import type { RatioCloseUp } from '../close-up.ts';
-import { breakEvenTokens, effectiveRatioAt, fitRestore, prefillMs } from './cost-charts.ts';
+import { breakEvenTokens, effectiveRatioAt, fitRestore, prefillMs, timesChart } from './cost-charts.ts';
 import { placeLabels, textWidth } from './labels.ts';
 import { comparison, conclusion, mainRow } from './comparison.ts';
 import { wilsonInterval } from './rate-charts.ts';
@@ -40,6 +40,16 @@ describe('restore times', () => {
     // 10 ms a token against 400 + 20 + 1 ms for each after the tenth.
     assert.equal(breakEvenTokens({ ...times, loadBasesMs: 400 }), 46);
     assert.equal(breakEvenTokens({ ...times, loadBasesMs: 4000 }), null);
+  });
+
+  it('say so towards the middle, where there is room', () => {
+    for (const [loadBasesMs, anchor, tokens] of [
+      [400, 'start', 46],
+      [1500, 'end', 133],
+    ] as const) {
+      const { svg } = timesChart({ ...times, loadBasesMs });
+      assert.match(svg, new RegExp(`text-anchor="${anchor}"[^>]*><text [^>]*>break-even: ${tokens} tokens`, 'u'));
+    }
   });
 });
 

@@ -89,6 +89,7 @@ export async function codedBytes(
   for (const cache of caches) {
     const encoder = createChunkEncoder(profileWith(profile, setting, keyStepIndex), {
       step: stepOf(keyStepIndex),
+      sinks: cache.firstToken,
       window: COMPRESS_DEFAULTS.window,
       means: cache.means,
     });
