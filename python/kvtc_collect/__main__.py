@@ -39,12 +39,12 @@ def parser() -> argparse.ArgumentParser:
     sensitivity.add_argument(
         "--step-exponent",
         type=float,
-        default=0.0,
-        help="weigh tokens by the steps that importance to this power gives them (default 0: alike)",
+        default=0.3,
+        help="weigh tokens by the steps that importance to this power gives them (default 0.3; 0: alike)",
     )
     sensitivity.add_argument("--draws", type=int, default=2)
     sensitivity.add_argument("--seed", type=int, default=11)
-    sensitivity.add_argument("--window", type=int, default=128, help="last tokens of the prefix left out")
+    sensitivity.add_argument("--window", type=int, default=0, help="last tokens of the prefix left out (default 0)")
     moments.add_argument("--document-tokens", type=int, default=4096, help="with --text (default 4096)")
     return root
 

@@ -289,7 +289,7 @@ class CollectTests(unittest.TestCase):
         self.assertEqual(json.loads(about["model"])["architecture"], "llama")
         self.assertEqual(list(tensors["documents"].shape), [2, 64])
         for status, code, arguments in (
-            (2, "KVTC_OPTION_INVALID", ["sensitivity", *common, "--prefix", "48", "--continuation", "16"]),
+            (2, "KVTC_OPTION_INVALID", ["sensitivity", *common, "--prefix", "48", "--continuation", "16", "--window", "44"]),
             (2, "KVTC_CALIBRATION_TEXT_SHORT", ["sensitivity", *common, *sizes, "--documents-count", "9"]),
             (3, "KVTC_GGUF_MALFORMED", ["moments", str(out), *common[1:]]),
             (2, "KVTC_FILE_NOT_FOUND", ["moments", "none.gguf", *common[1:]]),
