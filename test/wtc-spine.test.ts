@@ -15,7 +15,7 @@ import { compressState } from '../src/cache/compress.ts';
 import { inspect } from '../src/cache/inspect.ts';
 import { restoreLayers } from '../src/cache/restore.ts';
 import { openTransforms } from '../src/cache/transforms.ts';
-import { readSensitivity } from '../src/calibration/sensitivity-file.ts';
+import { readSensitivity, writeSensitivity } from '../src/calibration/sensitivity-file.ts';
 import { canonicalJson } from '../src/container/canonical-json.ts';
 import { SectionKind } from '../src/container/format.ts';
 import { openContainer } from '../src/container/reader.ts';
@@ -175,6 +175,26 @@ test('the same cache gives the same container, and the same texts the same profi
   const again = join(world.directory, 'again');
   await calibrate({ ...tinyCalibration(world.modelPath, again), codec: 'wtc', sensitivity: 'none' });
   assert.deepEqual(await readFile(again), await readFile(paths.plain));
+});
+
+test('a sensitivity of too few tokens is refused before anything is computed', async () => {
+  const whole = await readSensitivity(`${paths.steps}.sensitivity`);
+  assert.ok(whole.importance !== null);
+  const known = { key: whole.importance.key.slice(), value: whole.importance.value.slice() };
+  known.key.fill(NaN, 300);
+  const few = join(world.directory, 'few.sensitivity');
+  await writeSensitivity(few, { ...whole, importance: { ...whole.importance, ...known } });
+  const phases = new Set<string>();
+  const options = {
+    ...tinyCalibration(world.modelPath, join(world.directory, 'few')),
+    codec: 'wtc',
+    sensitivity: few,
+  } as const;
+  await assert.rejects(
+    calibrate({ ...options, onEvent: (event) => event.type === 'progress' && phases.add(event.phase) }),
+    hasCode('KVTC_CALIBRATION_TEXT_SHORT'),
+  );
+  assert.ok(!phases.has('basis'), [...phases].join());
 });
 
 test('sensitivity is measured by forward passes unless told otherwise, and kept with the work', async () => {

@@ -4,7 +4,7 @@
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import type { CacheGeometry, StreamKind } from '../base/geometry.ts';
-import { layerWidth } from '../base/geometry.ts';
+import { layerWidth, streamWidth } from '../base/geometry.ts';
 import { RANK_STEP } from '../codec/paper/plan.ts';
 import { SCALE_UNITS, scaleIndices } from '../codec/wtc/classes.ts';
 import type { Backend } from '../linalg/backend.ts';
@@ -20,6 +20,7 @@ import type { Moments } from './moments.ts';
 import type { HeadMetrics, Sensitivity } from './sensitivity-file.ts';
 import type { EmbeddingSource, OpenTokenMeans } from './token-means.ts';
 import { openTokenMeans } from './token-means.ts';
+import { checkExamples, knownTokens } from './token-steps.ts';
 import type { TokenMoments } from './token-regression.ts';
 import { fitTokenRegression } from './token-regression.ts';
 import { fitWeightedBasis } from './weighted-basis.ts';
@@ -69,6 +70,11 @@ export async function fitWtc(
 ): Promise<WtcFit> {
   const { sensitivity } = options;
   const startedMs = performance.now();
+  // Bases of a large model take many minutes: what cannot be fitted after them is refused before.
+  if (sensitivity?.importance && options.exponent !== 0) {
+    const width = Math.min(streamWidth(options.model.geometry, 'key'), streamWidth(options.model.geometry, 'value'));
+    checkExamples(knownTokens(sensitivity.importance).length, Math.min(options.rank, width), true);
+  }
   const metrics = sensitivity === undefined ? null : normalised(sensitivity.metrics);
   const found = {
     key: await fitStream('key', moments.key, metrics?.key ?? null, options),

@@ -67,6 +67,24 @@ export function overGeometricMean(importance: Float32Array): Float32Array {
 }
 
 /**
+ * Throws KVTC_CALIBRATION_TEXT_SHORT where so many tokens of known importance are fewer than ten examples per weight, some
+ * of them left to measure R².
+ */
+export function checkExamples(tokens: number, components: number, recency: boolean): void {
+  const least = 10 * (featureCount(Math.min(PREDICTOR_COMPONENTS, components), recency) + 1);
+  if (Math.floor(tokens * (1 - HELD_OUT_SHARE)) >= least) return;
+  const message = `${tokens} tokens with an importance are too few; ${Math.ceil(least / (1 - HELD_OUT_SHARE))} are needed`;
+  throw new KvtcError('KVTC_CALIBRATION_TEXT_SHORT', message, { tokens });
+}
+
+/** Tokens whose importance is known for both streams. */
+export function knownTokens({ key, value }: Readonly<Record<StreamKind, Float32Array>>): number[] {
+  const known: number[] = [];
+  for (let t = 0; t < key.length; t++) if (Number.isFinite(key[t]) && Number.isFinite(value[t])) known.push(t);
+  return known;
+}
+
+/**
  * Ridge regression of log2 importance on features of both streams' leading coefficients. `importance` f32[tokens] per
  * stream; tokens without a finite one are left out. Throws KVTC_CALIBRATION_TEXT_SHORT for fewer than ten examples per
  * weight.
@@ -84,15 +102,9 @@ export async function fitTokenPredictor(
   };
   const recency = coefficients.recency !== undefined;
   const size = featureCount(components, recency) + 1;
-  const used: number[] = [];
-  for (let t = 0; t < coefficients.tokens; t++) {
-    if (STREAMS.every((stream) => Number.isFinite(importance[stream][t]))) used.push(t);
-  }
+  const used = knownTokens(importance);
+  checkExamples(used.length, components, recency);
   const training = Math.floor(used.length * (1 - HELD_OUT_SHARE));
-  if (training < 10 * size) {
-    const message = `${used.length} tokens with an importance are too few; ${Math.ceil((10 * size) / (1 - HELD_OUT_SHARE))} are needed`;
-    throw new KvtcError('KVTC_CALIBRATION_TEXT_SHORT', message, { tokens: used.length });
-  }
   const targets = {
     key: logImportance(importance.key, used),
     value: logImportance(importance.value, used),
