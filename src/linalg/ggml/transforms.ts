@@ -28,10 +28,10 @@ import {
 import type { PreparedRope } from './stages.ts';
 
 /**
- * Tokens of one graph where they are sorted by how many coefficients they have: fewer would differ less, but with 64 the
+ * Tokens of one graph where they are sorted by how many coefficients they have: fewer would differ less, but with 128 the
  * matrix is still read for enough of them.
  */
-const SORTED_TOKENS = 64;
+const SORTED_TOKENS = 128;
 
 /** c = (unrope(rows) − mean) · analysisᵀ. */
 export async function prepareAnalysis(device: GgmlDevice, spec: TransformSpec): Promise<Analysis> {
