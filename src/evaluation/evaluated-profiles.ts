@@ -4,16 +4,11 @@
 import { basename } from 'node:path';
 import { KvtcError, isKvtcError } from '../base/errors.ts';
 import { plannedRatios, ranksInUse } from '../cache/chunk-coder.ts';
-import type { EndModes, SinkMode, WindowMode } from '../cache/chunk-seam.ts';
+import type { EndModes } from '../cache/chunk-seam.ts';
 import { openProfile } from '../profile/open-profile.ts';
 import type { ModelIdentity, Profile } from '../profile/profile.ts';
+import type { ChosenModes } from './treatment.ts';
 import { codecName } from './treatment.ts';
-
-/** What is missing leaves the codec its default. */
-export interface ChosenModes {
-  readonly sinkMode?: SinkMode;
-  readonly windowMode?: WindowMode;
-}
 
 export interface EvaluatedProfile {
   /** The codec's name; with the file's, where several profiles are of one codec. */
@@ -21,6 +16,7 @@ export interface EvaluatedProfile {
   readonly profile: Profile;
   /** Ascending as asked for. */
   readonly ratios: readonly number[];
+  /** What is missing leaves the codec its default. */
   readonly modes: ChosenModes;
 }
 

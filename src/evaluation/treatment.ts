@@ -8,7 +8,6 @@ import { KvtcError } from '../base/errors.ts';
 import type { CompressOptions } from '../cache/compress.ts';
 import { COMPRESS_DEFAULTS, compressState } from '../cache/compress.ts';
 import { ranksInUse } from '../cache/chunk-coder.ts';
-import type { SinkMode, WindowMode } from '../cache/chunk-seam.ts';
 import { restoreContainer } from '../cache/restore.ts';
 import type { Transforms } from '../cache/transforms.ts';
 import { openContainer } from '../container/reader.ts';
@@ -60,11 +59,11 @@ export type KvtcSettings = {
   readonly [K in keyof Omit<CompressOptions, keyof RunOptions | 'tokens' | 'engine'>]?: NonNullable<CompressOptions[K]>;
 };
 
+/** What tokens at either end get. */
+export type ChosenModes = Pick<KvtcSettings, 'sinkMode' | 'windowMode'>;
+
 /** What tokens at either end get of a codec where nothing is asked for. */
-export function usualModes({ codec }: Pick<Profile, 'codec'>): {
-  readonly sinkMode: SinkMode;
-  readonly windowMode: WindowMode;
-} {
+export function usualModes({ codec }: Pick<Profile, 'codec'>): Required<ChosenModes> {
   const mode = codec === 'kvtc-paper' ? 'exact' : 'finer';
   return { sinkMode: mode, windowMode: mode };
 }
