@@ -12,16 +12,20 @@ import { factorMetrics } from '../calibration/weighted-basis.ts';
 import type { Gguf } from '../engines/llama/gguf.ts';
 import { readGguf } from '../engines/llama/gguf.ts';
 import type { LlamaContext, LlamaModel } from '../engines/llama/session.ts';
+import type { StateView } from '../engines/llama/state.ts';
 import { parseState } from '../engines/llama/state.ts';
 import type { TensorTap } from '../engines/llama/tap.ts';
 import type { Backend } from '../linalg/backend.ts';
 import type { HeadRows } from './attention.ts';
-import { headCosts } from './attention.ts';
+import { costMetrics, tokenCosts } from './attention.ts';
 import { headColumns, layerRows } from './layer-rows.ts';
 import { outputGram } from './output-gram.ts';
 
 /** Residual stream plus attention output, as llama.cpp names it in all graphs with separate norms. */
 const RESIDUAL_NAME = 'ffn_inp-';
+
+/** Share of the mean token's importance that one nothing reads is taken to have. */
+const LEAST_IMPORTANCE = 1e-6;
 
 /** A prefix, and what reads its cache. */
 export interface ReadDocument {
@@ -48,6 +52,8 @@ export interface CostsOptions {
   readonly backend: Backend;
   readonly sinks: number;
   readonly window: number;
+  /** Of the steps that tokens are taken to be coded with, see `stepWeights`. */
+  readonly stepExponent: number;
   readonly seed: number;
   /** (query, token) pairs per query head and document that estimate the key metric. */
   readonly pairs: number;
@@ -127,12 +133,11 @@ async function measureDocument(
   { plain, watched, seen, factors }: MeterParts,
   document: ReadDocument,
   index: number,
-  { backend, sinks, window, seed, pairs, signal }: CostsOptions,
+  { backend, sinks, window, stepExponent, seed, pairs, signal }: CostsOptions,
 ): Promise<DocumentCosts> {
-  const { geometry, rope } = model.identity;
-  const { layers, kvHeads } = geometry;
+  const { geometry } = model.identity;
   const dim = headDim(geometry, 'value');
-  const heads = layers * kvHeads;
+  const heads = geometry.layers * geometry.kvHeads;
   const random = seededRandom(seed + index);
   plain.clear();
   await plain.decode(document.prefix, { logits: 'none', signal });
@@ -144,39 +149,27 @@ async function measureDocument(
   await watched.decode(document.continuation, { logits: 'none', signal });
   const view = parseState(watched.getState());
   const range = { startToken: sinks, endToken: document.prefix.length - window };
-  const blocks = { key: new Float32Array(heads * dim * dim), value: new Float32Array(heads * dim * dim) };
   const scores: Record<StreamKind, Float32Array> = {
     key: new Float32Array(document.prefix.length).fill(NaN),
     value: new Float32Array(document.prefix.length).fill(NaN),
   };
-  for (const stream of STREAMS) scores[stream].fill(0, range.startToken, range.endToken);
-  for (let layer = 0; layer < layers; layer++) {
+  const inRange = (stream: StreamKind): Float32Array => scores[stream].subarray(range.startToken, range.endToken);
+  for (const stream of STREAMS) inRange(stream).fill(0);
+  const watchedHeads = { view, queries: seen.queries, queryCount: document.continuation.length, factors };
+  for (const { rows } of headsOf(model, watchedHeads)) {
     throwIfAborted(signal);
-    const keys = layerRows(view, 'key', layer);
-    const values = layerRows(view, 'value', layer);
-    const asked = layerQueries(seen.queries, layer, document.continuation.length, kvHeads * dim);
-    const queryHeads = asked.length / document.continuation.length / dim;
-    for (let h = 0; h < kvHeads; h++) {
-      const rows: HeadRows = {
-        headDim: dim,
-        keys: headColumns(keys, kvHeads * dim, h, dim),
-        values: headColumns(values, kvHeads * dim, h, dim),
-        readers: Array.from({ length: queryHeads / kvHeads }, (_, g) => {
-          const head = (h * queryHeads) / kvHeads + g;
-          return {
-            queries: headColumns(asked, queryHeads * dim, head, dim),
-            outputFactor: (factors[layer] as Float64Array).subarray(head * dim * dim, (head + 1) * dim * dim),
-          };
-        }),
-        rope,
-      };
-      const costs = await headCosts(rows, range, pairs, random, backend);
-      const at = (layer * kvHeads + h) * dim * dim;
-      blocks.key.set(costs.keyMetric, at);
-      blocks.value.set(costs.valueMetric, at);
-      addRelative(scores.key.subarray(range.startToken), costs.keyImportance, heads);
-      addRelative(scores.value.subarray(range.startToken), costs.valueImportance, heads);
-    }
+    const costs = await tokenCosts(rows, range, backend);
+    for (const stream of STREAMS) addRelative(inRange(stream), costs[stream], heads);
+  }
+  const weights = {
+    key: stepWeights(inRange('key'), stepExponent),
+    value: stepWeights(inRange('value'), stepExponent),
+  };
+  const blocks = { key: new Float32Array(heads * dim * dim), value: new Float32Array(heads * dim * dim) };
+  for (const { rows, head } of headsOf(model, watchedHeads)) {
+    throwIfAborted(signal);
+    const metrics = await costMetrics(rows, range, weights, { pairs, random }, backend);
+    for (const stream of STREAMS) blocks[stream].set(metrics[stream], head * dim * dim);
   }
   if (seen.counts.every((count) => count === 0)) {
     throw new KvtcError('KVTC_MODEL_UNSUPPORTED', `the engine's graph has no tensors ${RESIDUAL_NAME}N`);
@@ -188,6 +181,55 @@ async function measureDocument(
     energies: seen.energies.slice(),
     counts: seen.counts.slice(),
   };
+}
+
+interface WatchedHeads {
+  readonly view: StateView;
+  /** By layer, of the last `queryCount` tokens. */
+  readonly queries: ReadonlyMap<number, Float32Array>;
+  readonly queryCount: number;
+  readonly factors: readonly Float64Array[];
+}
+
+/** All KV heads by layer. `head` counts through the layers. */
+function* headsOf(
+  { identity: { geometry, rope } }: LlamaModel,
+  { view, queries, queryCount, factors }: WatchedHeads,
+): Generator<{ readonly rows: HeadRows; readonly head: number }> {
+  const { layers, kvHeads } = geometry;
+  const dim = headDim(geometry, 'value');
+  for (let layer = 0; layer < layers; layer++) {
+    const keys = layerRows(view, 'key', layer);
+    const values = layerRows(view, 'value', layer);
+    const asked = layerQueries(queries, layer, queryCount, kvHeads * dim);
+    const queryHeads = asked.length / queryCount / dim;
+    for (let h = 0; h < kvHeads; h++) {
+      const readers = Array.from({ length: queryHeads / kvHeads }, (_, g) => {
+        const head = (h * queryHeads) / kvHeads + g;
+        const outputFactor = factors[layer]!.subarray(head * dim * dim, (head + 1) * dim * dim);
+        return { queries: headColumns(asked, queryHeads * dim, head, dim), outputFactor };
+      });
+      const rows = {
+        headDim: dim,
+        keys: headColumns(keys, kvHeads * dim, h, dim),
+        values: headColumns(values, kvHeads * dim, h, dim),
+        readers,
+        rope,
+      };
+      yield { rows, head: layer * kvHeads + h };
+    }
+  }
+}
+
+/**
+ * m² of tokens coded with steps m = (importance / geometric mean)^−exponent: errors cost so many times what those of a
+ * token of the mean step do. Else the few tokens that matter most, whose steps are finest, would say which directions
+ * count in all others.
+ */
+function stepWeights(importance: Float32Array, exponent: number): Float64Array {
+  const logs = Float64Array.from(importance, (value) => Math.log(Math.max(value, LEAST_IMPORTANCE)));
+  const mean = logs.reduce((a, b) => a + b, 0) / logs.length;
+  return logs.map((log) => Math.exp(-2 * exponent * (log - mean)));
 }
 
 /** Mean metrics over documents, added one by one, and the mean squared length of the residual stream. */

@@ -4,8 +4,8 @@ import { seededRandom } from '../base/random.ts';
 import { openReferenceBackend } from '../linalg/reference.ts';
 import type { RopeDescription } from '../rope/description.ts';
 import { applyRope } from '../rope/rotate.ts';
-import type { HeadRows } from './attention.ts';
-import { headCosts } from './attention.ts';
+import type { CostMetrics, HeadRows } from './attention.ts';
+import { costMetrics, tokenCosts } from './attention.ts';
 
 const [DIM, TOKENS, QUERIES] = [8, 20, 6] as const;
 const backend = openReferenceBackend();
@@ -77,16 +77,22 @@ test('metrics and importances give what small errors really move the outputs by'
   const rows = example(2);
   const range = { startToken: 1, endToken: 14 };
   const count = range.endToken - range.startToken;
-  const costs = await headCosts(rows, range, 200_000, seededRandom(1), backend);
   const random = seededRandom(9);
+  const weightsOf = (): Float64Array => Float64Array.from({ length: count }, () => random.uniform() + 0.1);
+  const weights = { key: weightsOf(), value: weightsOf() };
+  const metrics = await costMetrics(rows, range, weights, { pairs: 200_000, random: seededRandom(1) }, backend);
+  const costs = await tokenCosts(rows, range, backend);
   for (let trial = 0; trial < 4; trial++) {
     const error = Float32Array.from({ length: DIM }, () => 1e-3 * random.normal());
-    for (const [stream, metric, tolerance] of [
-      ['keys', costs.keyMetric, 0.02],
-      ['values', costs.valueMetric, 1e-3],
+    for (const [stream, kind, tolerance] of [
+      ['keys', 'key', 0.02],
+      ['values', 'value', 1e-3],
     ] as const) {
+      const metric = metrics[kind];
       let actual = 0;
-      for (let t = range.startToken; t < range.endToken; t++) actual += movedEnergy(rows, stream, t, error);
+      for (let t = range.startToken; t < range.endToken; t++) {
+        actual += weights[kind][t - range.startToken]! * movedEnergy(rows, stream, t, error);
+      }
       let predicted = 0;
       for (let i = 0; i < DIM; i++) {
         for (let j = 0; j < DIM; j++) predicted += count * error[i]! * metric[i * DIM + j]! * error[j]!;
@@ -102,7 +108,7 @@ test('metrics and importances give what small errors really move the outputs by'
       error[d] = 1e-2;
       actual += movedEnergy(rows, 'values', t, error) / 1e-4;
     }
-    assert.ok(Math.abs(costs.valueImportance[t - 1]! / actual - 1) < 1e-3, `token ${t}`);
+    assert.ok(Math.abs(costs.value[t - 1]! / actual - 1) < 1e-3, `token ${t}`);
   }
 });
 
@@ -110,9 +116,11 @@ test('few drawn pairs give the metric of many, with noise', async () => {
   const rows = example(1);
   const range = { startToken: 0, endToken: 14 };
   const trace = (m: Float64Array): number => m.reduce((sum, v, i) => sum + (i % (DIM + 1) === 0 ? v : 0), 0);
-  const many = await headCosts(rows, range, 100_000, seededRandom(1), backend);
-  const few = await headCosts(rows, range, 200, seededRandom(2), backend);
-  assert.ok(Math.abs(trace(few.keyMetric) / trace(many.keyMetric) - 1) < 0.2);
-  assert.notDeepEqual(few.keyMetric, many.keyMetric);
-  assert.deepEqual(few.valueMetric, many.valueMetric);
+  const weights = { key: new Float64Array(14).fill(1), value: new Float64Array(14).fill(1) };
+  const drawn = (pairs: number, seed: number): Promise<CostMetrics> =>
+    costMetrics(rows, range, weights, { pairs, random: seededRandom(seed) }, backend);
+  const [many, few] = [await drawn(100_000, 1), await drawn(200, 2)];
+  assert.ok(Math.abs(trace(few.key) / trace(many.key) - 1) < 0.2);
+  assert.notDeepEqual(few.key, many.key);
+  assert.deepEqual(few.value, many.value);
 });

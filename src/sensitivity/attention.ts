@@ -4,6 +4,7 @@
 // Does not know: engines, files, which tokens are what.
 
 import { invariant } from '../base/errors.ts';
+import type { StreamKind } from '../base/geometry.ts';
 import type { Random } from '../base/random.ts';
 import type { Backend } from '../linalg/backend.ts';
 import { denseMatrix, transpose } from '../linalg/dense.ts';
@@ -28,55 +29,94 @@ export interface AttentionRange {
   readonly endToken: number;
 }
 
-/** Sums over the queries. */
-export interface HeadCosts {
-  /** f64[headDim, headDim]: Σ A²·‖v − o‖²_G·q̃·q̃ᵀ / headDim, mean over the tokens; q̃ = the query turned back to the token's position. */
-  readonly keyMetric: Float64Array;
-  /** f64[headDim, headDim]: Σ A²·G, mean over the tokens. */
-  readonly valueMetric: Float64Array;
-  /** f64[tokens of the range]: Σ A²·‖v − o‖²_G and Σ A²·tr G. */
-  readonly keyImportance: Float64Array;
-  readonly valueImportance: Float64Array;
+/** f64[tokens of the range] by stream. */
+export type TokenCosts = Readonly<Record<StreamKind, Float64Array>>;
+
+/** f64[headDim, headDim] by stream. */
+export type CostMetrics = Readonly<Record<StreamKind, Float64Array>>;
+
+/** What errors of one KV head's tokens cost, summed over the queries: Σ A²·‖v − o‖²_G of keys, Σ A²·tr G of values. */
+export async function tokenCosts(rows: HeadRows, range: AttentionRange, backend: Backend): Promise<TokenCosts> {
+  const tokens = rows.keys.length / rows.headDim;
+  const count = range.endToken - range.startToken;
+  const costs = { key: new Float64Array(count), value: new Float64Array(count) };
+  for await (const { reader, squares, moves } of readersOf(rows, range, backend)) {
+    const outputTrace = reader.outputFactor.reduce((sum, value) => sum + value * value, 0);
+    for (let at = range.startToken; at < squares.length; at += tokens) {
+      for (let t = 0; t < count; t++) {
+        costs.key[t]! += moves[at + t]!;
+        costs.value[t]! += squares[at + t]! * outputTrace;
+      }
+    }
+  }
+  return costs;
 }
 
 /**
- * Costs of one KV head. `pairs` (query, token) pairs per query head, drawn in proportion to their weight, estimate the
- * key metric; everything else is exact. Magnitude scaling of RoPE is kept within the queries.
+ * What errors of one KV head cost by their direction, `tokenWeights` times as much at each token of the range: the means
+ * over its tokens of Σ A²·‖v − o‖²_G·q̃·q̃ᵀ / headDim, q̃ the query turned back to the token's position, and of Σ A²·G.
+ * `pairs` (query, token) pairs per query head, drawn in proportion to their weight, estimate the key metric; the value
+ * metric is exact. Magnitude scaling of RoPE is kept within the queries.
  */
-export async function headCosts(
+export async function costMetrics(
   rows: HeadRows,
   range: AttentionRange,
-  pairs: number,
-  random: Random,
+  tokenWeights: TokenCosts,
+  draw: { readonly pairs: number; readonly random: Random },
   backend: Backend,
-): Promise<HeadCosts> {
-  const { headDim: dim, keys, values } = rows;
-  const tokens = keys.length / dim;
+): Promise<CostMetrics> {
+  const { headDim: dim } = rows;
+  const tokens = rows.keys.length / dim;
   const count = range.endToken - range.startToken;
-  invariant(count > 0 && range.endToken <= tokens && values.length === keys.length, 'range lies in the rows');
-  const costs: HeadCosts = {
-    keyMetric: new Float64Array(dim * dim),
-    valueMetric: new Float64Array(dim * dim),
-    keyImportance: new Float64Array(count),
-    valueImportance: new Float64Array(count),
-  };
+  const metrics = { key: new Float64Array(dim * dim), value: new Float64Array(dim * dim) };
+  for await (const { reader, squares, moves } of readersOf(rows, range, backend)) {
+    let mass = 0;
+    for (let at = range.startToken; at < squares.length; at += tokens) {
+      for (let t = 0; t < count; t++) {
+        mass += squares[at + t]! * tokenWeights.value[t]!;
+        moves[at + t]! *= tokenWeights.key[t]!;
+      }
+    }
+    addGram(metrics.value, reader.outputFactor, dim, mass / count);
+    addQueryMoments(metrics.key, moves, reader.queries, { ...draw, rows, range, tokens });
+  }
+  return metrics;
+}
+
+/** One query head's attention to the tokens of a range, f32[queries, tokens]. Outside the range nothing is promised. */
+interface ReaderCosts {
+  readonly reader: HeadRows['readers'][number];
+  /** A² */
+  readonly squares: Float32Array;
+  /** A²·‖v − o‖²_G */
+  readonly moves: Float32Array;
+}
+
+async function* readersOf(rows: HeadRows, range: AttentionRange, backend: Backend): AsyncGenerator<ReaderCosts> {
+  const { headDim: dim, keys, values } = rows;
+  const { startToken, endToken } = range;
+  const tokens = keys.length / dim;
+  invariant(startToken < endToken && endToken <= tokens && values.length === keys.length, 'range lies in the rows');
   const keyMatrix = await backend.prepareMatrix(denseMatrix(keys, tokens, dim), 'f32');
   try {
-    for (const { queries, outputFactor } of rows.readers) {
-      const queryCount = queries.length / dim;
-      const attention = new Float32Array(queryCount * tokens);
-      await keyMatrix.multiply(queries, queryCount, attention);
-      causalSoftmax(attention, queryCount, tokens, 1 / Math.sqrt(dim));
-      const moved = await outputMoves(values, attention, queryCount, tokens, outputFactor, dim, backend);
-      const mass = addImportances(costs, attention, moved, queryCount, tokens, range, traceOf(outputFactor));
-      addGram(costs.valueMetric, outputFactor, dim, mass / count);
-      // `attention` now holds A²·‖v − o‖² within the range.
-      addQueryMoments(costs.keyMetric, attention, queries, { rows, range, tokens, pairs, random });
+    for (const reader of rows.readers) {
+      const queryCount = reader.queries.length / dim;
+      const squares = new Float32Array(queryCount * tokens);
+      await keyMatrix.multiply(reader.queries, queryCount, squares);
+      causalSoftmax(squares, queryCount, tokens, 1 / Math.sqrt(dim));
+      const outputs = await outputMoves(values, squares, queryCount, tokens, reader.outputFactor, dim, backend);
+      const { cross: moves, valueEnergy, outputEnergy } = outputs;
+      for (let q = 0; q < queryCount; q++) {
+        for (let t = startToken, at = q * tokens + startToken; t < endToken; t++, at++) {
+          squares[at]! *= squares[at]!;
+          moves[at] = squares[at]! * Math.max(0, valueEnergy[t]! - 2 * moves[at]! + outputEnergy[q]!);
+        }
+      }
+      yield { reader, squares, moves };
     }
   } finally {
     keyMatrix.close();
   }
-  return costs;
 }
 
 /** Scores → attention of the last rows of a causal sequence, in place. */
@@ -150,30 +190,6 @@ function energies(rows: Float32Array, dim: number): Float64Array {
   });
 }
 
-/** Adds importances, replaces attention by the keys' weights within the range, and returns Σ A² over the range. */
-function addImportances(
-  { keyImportance, valueImportance }: HeadCosts,
-  attention: Float32Array,
-  { cross, valueEnergy, outputEnergy }: OutputMoves,
-  queryCount: number,
-  tokens: number,
-  { startToken, endToken }: AttentionRange,
-  outputTrace: number,
-): number {
-  let mass = 0;
-  for (let q = 0; q < queryCount; q++) {
-    for (let t = startToken, at = q * tokens + startToken; t < endToken; t++, at++) {
-      const squared = attention[at]! * attention[at]!;
-      const weight = squared * Math.max(0, valueEnergy[t]! - 2 * cross[at]! + outputEnergy[q]!);
-      attention[at] = weight;
-      keyImportance[t - startToken]! += weight;
-      valueImportance[t - startToken]! += squared * outputTrace;
-      mass += squared;
-    }
-  }
-  return mass;
-}
-
 interface PairDraw {
   readonly rows: HeadRows;
   readonly range: AttentionRange;
@@ -229,8 +245,4 @@ function addGram(metric: Float64Array, factor: Float64Array, dim: number, weight
       metric[i * dim + j]! += weight * sum;
     }
   }
-}
-
-function traceOf(factor: Float64Array): number {
-  return factor.reduce((sum, value) => sum + value * value, 0);
 }

@@ -74,10 +74,10 @@ for (const kind of ['llama', 'qwen2', 'yarn'] as const) {
           for (let d = 0; d < headDim; d++) assert.ok(blocks[(h * headDim + d) * headDim + d]! > 0);
         }
         const own = read.importance?.[stream].subarray(0, 400) ?? new Float32Array(0);
-        const inside = own.subarray(4, 400 - 128);
+        const inside = own.subarray(4);
         assert.ok(inside.every(Number.isFinite));
         assert.ok(Math.abs(inside.reduce((a, b) => a + b, 0) / inside.length - 1) < 1e-3, 'relative to the mean token');
-        assert.ok([...own.subarray(0, 4), ...own.subarray(400 - 128)].every(Number.isNaN));
+        assert.ok(own.subarray(0, 4).every(Number.isNaN));
       }
       const bytes = await readFile(output);
       await measureSensitivity({ model, texts: texts(), output, ...small });

@@ -29,7 +29,10 @@ const SENSITIVITY_DEFAULTS = {
   copyTokens: 192,
   pairs: 1024,
   sinks: 4,
-  window: 128,
+  /** None: the newest tokens matter most, and are coded finer, not kept. */
+  window: 0,
+  /** What token steps are searched around (calibration/fit-coding.ts). */
+  stepExponent: 0.3,
   seed: 21,
 } as const;
 
