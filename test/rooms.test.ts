@@ -53,7 +53,7 @@ const ARROWS: Readonly<Record<string, { readonly code: readonly string[]; readon
     ],
   },
   sensitivity: {
-    code: ['base', 'rope', 'linalg', 'profile', 'calibration', 'engines/llama'],
+    code: ['base', 'rope', 'linalg', 'profile', 'calibration', 'engines/llama', 'evaluation/metrics'],
   },
   cli: { code: ['base', 'models', 'cache', 'calibration', 'evaluation', 'profile', 'engines/llama', 'index'] },
 };

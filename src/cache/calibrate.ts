@@ -24,6 +24,7 @@ import { gatherRows, parseState, rowBytesOf } from '../engines/llama/state.ts';
 import type { Backend } from '../linalg/backend.ts';
 import { openGgmlBackend } from '../linalg/ggml/backend.ts';
 import { measureSensitivity } from '../sensitivity/measure.ts';
+import { weighSensitivity } from '../sensitivity/weigh-layers.ts';
 import { profileSize } from './inspect.ts';
 import { ggufEmbeddings } from './model-embeddings.ts';
 
@@ -64,6 +65,11 @@ export interface CalibrateModelOptions
    * it is measured by forward passes on the same texts and kept in the work directory.
    */
   readonly sensitivity?: string | undefined;
+  /**
+   * Path of the same model with weights of f32 or f16: the sensitivity's layers are weighed by what errors of their rows do
+   * to its output.
+   */
+  readonly exactModel?: string | undefined;
   /** A moments file of this model (docs/format/sensitivity.md): the texts are then only held out. */
   readonly moments?: string | undefined;
   /**
@@ -93,7 +99,7 @@ export interface ModelCalibration extends CalibrationResult {
 /**
  * Learns a profile of a model from texts and writes it (safetensors, docs/format/profile.md). Model weights stay
  * untouched. Interrupted runs resume when called again with the same texts and settings.
- * Events: phases `sensitivity`, `moments`, `held-out`, `basis`, `plan`.
+ * Events: phases `sensitivity`, `layers`, `moments`, `held-out`, `basis`, `plan`.
  * Throws KVTC_CALIBRATION_TEXT_SHORT, KVTC_OPTION_INVALID, KVTC_SENSITIVITY_MALFORMED, KVTC_MODEL_UNSUPPORTED, KVTC_ENGINE_*, KVTC_ROWS_NOT_FINITE,
  * KVTC_MOMENTS_*, KVTC_MODEL_MISMATCH, KVTC_WRITE_FAILED, KVTC_ABORTED. Source: paper §3.1-3.2, B.1.
  */
@@ -203,22 +209,26 @@ async function countParameters({ path }: LlamaModel): Promise<number> {
 
 /** Read or measured; undefined where errors count alike, and for a share of a calibration, which fits nothing. */
 async function sensitivityOf(
-  { codec, sensitivity, texts, output, workDirectory, part, signal, onEvent }: CalibrateModelOptions,
+  { codec, sensitivity, part, signal, onEvent, ...options }: CalibrateModelOptions,
   model: LlamaModel,
   backend: Backend,
 ): Promise<Sensitivity | undefined> {
   if (codec !== 'wtc' || sensitivity === 'none' || (part !== undefined && part.count > 1)) return undefined;
-  if (sensitivity !== undefined) return readSensitivity(sensitivity, model.identity);
-  const directory = workDirectory ?? `${output}.work`;
-  return measureSensitivity({
-    model,
-    backend,
-    texts,
-    output: join(directory, 'sensitivity.safetensors'),
-    workDirectory: join(directory, 'sensitivity'),
-    signal,
-    onEvent,
-  });
+  const read = sensitivity === undefined ? null : await readSensitivity(sensitivity, model.identity);
+  const { texts, output, threads, sinks = CALIBRATION_DEFAULTS.sinks } = options;
+  const directory = options.workDirectory ?? `${output}.work`;
+  const run = { workDirectory: join(directory, 'sensitivity'), signal, onEvent };
+  const exactModel =
+    options.exactModel === undefined ? undefined : await openModel(options.exactModel, { threads, signal });
+  try {
+    if (read === null) {
+      const file = join(directory, 'sensitivity.safetensors');
+      return await measureSensitivity({ model, exactModel, backend, texts, output: file, ...run });
+    }
+    return exactModel === undefined ? read : await weighSensitivity(read, { exactModel, sinks, ...run });
+  } finally {
+    exactModel?.close();
+  }
 }
 
 /** Rows of the context's sequence 0 with RoPE undone, from the first token after the sinks. */

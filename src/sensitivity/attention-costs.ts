@@ -222,14 +222,22 @@ function* headsOf(
 }
 
 /**
- * m² of tokens coded with steps m = (importance / geometric mean)^−exponent: errors cost so many times what those of a
- * token of the mean step do. Else the few tokens that matter most, whose steps are finest, would say which directions
- * count in all others.
+ * f64[tokens]: m = (importance / geometric mean)^−exponent, what a token's step is taken to be multiplied by; 1 where the
+ * importance was not measured (NaN).
+ */
+export function stepsOf(importance: Float32Array, exponent: number): Float64Array {
+  const logs = Float64Array.from(importance, (value) => Math.log(value < LEAST_IMPORTANCE ? LEAST_IMPORTANCE : value));
+  const known = logs.filter((log) => !Number.isNaN(log));
+  const mean = known.reduce((a, b) => a + b, 0) / known.length;
+  return logs.map((log) => (Number.isNaN(log) ? 1 : Math.exp(-exponent * (log - mean))));
+}
+
+/**
+ * m²: errors cost so many times what those of a token of the mean step do. Else the few tokens that matter most, whose
+ * steps are finest, would say which directions count in all others.
  */
 function stepWeights(importance: Float32Array, exponent: number): Float64Array {
-  const logs = Float64Array.from(importance, (value) => Math.log(Math.max(value, LEAST_IMPORTANCE)));
-  const mean = logs.reduce((a, b) => a + b, 0) / logs.length;
-  return logs.map((log) => Math.exp(-2 * exponent * (log - mean)));
+  return stepsOf(importance, exponent).map((step) => step * step);
 }
 
 /** Mean metrics over documents, added one by one, and the mean squared length of the residual stream. */

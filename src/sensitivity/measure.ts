@@ -18,8 +18,10 @@ import type { LlamaModel } from '../engines/llama/session.ts';
 import type { Backend } from '../linalg/backend.ts';
 import type { ModelIdentity } from '../profile/profile.ts';
 import type { AttentionCosts, CostMeter, DocumentCosts, ReadDocument } from './attention-costs.ts';
-import { CostSums, openCostMeter } from './attention-costs.ts';
+import { CostSums, openCostMeter, stepsOf } from './attention-costs.ts';
 import { loadCosts, saveCosts } from './saved-costs.ts';
+import type { WeighedDocument } from './weigh-layers.ts';
+import { LAYER_LOSSES, scaleLayers, weighLayers } from './weigh-layers.ts';
 
 /** docs/results.md has what fewer or more documents change. */
 const SENSITIVITY_DEFAULTS = {
@@ -37,8 +39,8 @@ const SENSITIVITY_DEFAULTS = {
 } as const;
 
 /**
- * Keys cost this many times what first order says: errors of scores act through an exponential. Without it SmolLM2 has
- * CR 77, 62 instead of 88, 77.
+ * Keys cost this many times what first order says, where it is not measured: errors of scores act through an exponential.
+ * Without it SmolLM2 has CR 77, 62 instead of 88, 77.
  */
 const KEY_WEIGHT = 4;
 
@@ -48,6 +50,11 @@ const COPY_MARGIN = 8;
 export interface MeasureOptions extends RunOptions {
   /** Stays open. Weights of any type. */
   readonly model: LlamaModel;
+  /**
+   * The same model with weights of f32 or f16; stays open. Layers are weighed by what their errors do to its output, else
+   * by the residual stream's energy alone.
+   */
+  readonly exactModel?: LlamaModel | undefined;
   readonly backend: Backend;
   /** Identity of the published model that `model` is a copy of; default: that of `model` itself. */
   readonly identity?: ModelIdentity | undefined;
@@ -64,27 +71,39 @@ export interface MeasureOptions extends RunOptions {
 /**
  * Measures and writes a sensitivity file of method `forward`. Takes documents · (prefix + 384) tokens of the engine's time,
  * and more of this process's. An interrupted measurement goes on with the document it was at, and ends in the same bytes.
- * Event: phase `sensitivity` (documents).
- * Throws KVTC_OPTION_INVALID, KVTC_CALIBRATION_TEXT_SHORT, KVTC_MODEL_UNSUPPORTED, KVTC_ABORTED, KVTC_WRITE_FAILED, and
- * what the engine throws.
+ * Events: phases `sensitivity` (documents) and, with an exact model, `layers` (runs).
+ * Throws KVTC_OPTION_INVALID, KVTC_CALIBRATION_TEXT_SHORT, KVTC_MODEL_UNSUPPORTED, KVTC_MODEL_MISMATCH, KVTC_ABORTED,
+ * KVTC_WRITE_FAILED, and what the engine throws.
  */
 export async function measureSensitivity(options: MeasureOptions): Promise<Sensitivity> {
   const setting = settingsOf(options);
-  const { model } = options;
+  const { model, exactModel } = options;
+  if (exactModel !== undefined) checkCopy(exactModel, model);
   const documents = sampledDocuments(model, options.texts, setting);
   const { costs, importance } = await measureCosts(documents, setting, options);
+  const metrics = await comparableMetrics(documents, costs, importance, setting, options);
   const { architecture, name, fingerprint, geometry } = options.identity ?? model.identity;
   const sensitivity: Sensitivity = {
     method: 'forward',
     producer: PRODUCER,
     model: { architecture, name, fingerprint, geometry },
-    settings: setting,
-    metrics: scaleLayers(costs, geometry.layers),
+    settings: { ...setting, layerLosses: options.exactModel === undefined ? null : LAYER_LOSSES },
+    metrics,
     importance: importanceOf(documents, importance),
   };
   await writeSensitivity(options.output, sensitivity);
   if (options.workDirectory === undefined) await rm(workDirectoryOf(options), { recursive: true, force: true });
   return sensitivity;
+}
+
+/** Names and hashes differ between copies; what the measurement depends on may not. */
+function checkCopy(copy: LlamaModel, model: LlamaModel): void {
+  const facts = ({ identity, vocabSize }: LlamaModel): string =>
+    JSON.stringify([identity.architecture, identity.geometry, identity.rope, vocabSize]);
+  const [got, expected] = [facts(copy), facts(model)];
+  if (got === expected) return;
+  const message = `${copy.path} is no copy of ${model.path}: ${got}, expected ${expected}`;
+  throw new KvtcError('KVTC_MODEL_MISMATCH', message, { got, expected });
 }
 
 function workDirectoryOf({ workDirectory, output }: MeasureOptions): string {
@@ -181,16 +200,42 @@ function sampledDocuments(model: LlamaModel, texts: readonly TextGroup[], settin
   });
 }
 
-/** Metrics that compare between layers and streams: energies over the residual stream's own, which the next norm divides by. */
-function scaleLayers({ metrics, residualEnergy }: AttentionCosts, layers: number): Record<StreamKind, HeadMetrics> {
-  const scaled = (stream: StreamKind): HeadMetrics => {
-    const { blocks } = metrics[stream];
-    const perLayer = blocks.length / layers;
-    const weight = stream === 'key' ? KEY_WEIGHT : 1;
-    const scales = residualEnergy.map((energy) => weight / energy);
-    return { ...metrics[stream], blocks: blocks.map((value, i) => value * scales[Math.floor(i / perLayer)]!) };
-  };
-  return { key: scaled('key'), value: scaled('value') };
+/**
+ * Metrics that compare between layers and streams. Energies over the residual stream's own, which the next norm divides
+ * by, are a first guess.
+ */
+async function comparableMetrics(
+  documents: readonly ReadDocument[],
+  { metrics, residualEnergy }: AttentionCosts,
+  importance: readonly DocumentCosts['importance'][],
+  { sinks, naturalTokens, stepExponent }: Setting,
+  options: MeasureOptions,
+): Promise<Record<StreamKind, HeadMetrics>> {
+  const { exactModel, signal, onEvent } = options;
+  const scales = residualEnergy.map((energy) => 1 / energy);
+  const value = scaleLayers(metrics.value, scales);
+  const key = scaleLayers(metrics.key, scales);
+  if (exactModel === undefined) {
+    return {
+      key: { ...key, blocks: key.blocks.map((entry) => KEY_WEIGHT * entry) },
+      value,
+    };
+  }
+  const count = Math.min(LAYER_LOSSES.documents, documents.length);
+  const half = LAYER_LOSSES.tokens / 2;
+  const weighed = Array.from({ length: count }, (_, i): WeighedDocument => {
+    // Texts come group by group: the chosen documents are spread over them.
+    const index = Math.floor((i * documents.length) / count);
+    const { prefix, continuation } = documents[index]!;
+    const short = new Int32Array(LAYER_LOSSES.tokens);
+    short.set(continuation.subarray(0, half));
+    short.set(continuation.subarray(naturalTokens, naturalTokens + half), half);
+    const steps = (stream: StreamKind): Float64Array =>
+      stepsOf(importance[index]![stream].subarray(sinks), stepExponent);
+    return { prefix, continuation: short, tokenSteps: { key: steps('key'), value: steps('value') } };
+  });
+  const workDirectory = workDirectoryOf(options);
+  return weighLayers({ key, value }, weighed, { exactModel, sinks, workDirectory, signal, onEvent });
 }
 
 function importanceOf(

@@ -1,15 +1,16 @@
 // Keeps what single documents showed in a directory, so that an interrupted measurement goes on where it was. Each is a
 // sensitivity file of its own with sums of the residual stream among its settings. Does not know how costs are measured.
 
-import { mkdir } from 'node:fs/promises';
+import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { writeFailed } from '../base/atomic-file.ts';
+import { replaceFile, writeFailed, writeFully } from '../base/atomic-file.ts';
 import { isKvtcError } from '../base/errors.ts';
 import { PRODUCER } from '../base/version.ts';
 import { readSensitivity, writeSensitivity } from '../calibration/sensitivity-file.ts';
 import type { ModelIdentity } from '../profile/profile.ts';
 import type { DocumentCosts } from './attention-costs.ts';
+import type { LayerLosses } from './layer-scales.ts';
 
 const settingsSchema = z.object({ key: z.string(), energies: z.array(z.number()), counts: z.array(z.number()) });
 
@@ -60,6 +61,40 @@ export async function saveCosts(
       ...importance,
     },
   });
+}
+
+const lossesSchema = z.object({ key: z.array(z.number()), value: z.array(z.number()) });
+const savedLossesSchema = z.object({ key: z.string(), klSums: lossesSchema, costs: lossesSchema });
+
+/** Losses of document `index` saved under `key`; null as `loadCosts`. */
+export async function loadLosses(
+  directory: string,
+  index: number,
+  key: string,
+  layers: number,
+): Promise<LayerLosses | null> {
+  const text = await readFile(lossesPath(directory, index), 'utf8').catch(() => null);
+  if (text === null) return null;
+  try {
+    const found = savedLossesSchema.parse(JSON.parse(text));
+    const complete = [found.klSums, found.costs].every(
+      ({ key: keys, value }) => keys.length === layers && value.length === layers,
+    );
+    return found.key === key && complete ? { klSums: found.klSums, costs: found.costs } : null;
+  } catch (error) {
+    if (error instanceof SyntaxError || error instanceof z.ZodError) return null;
+    throw error;
+  }
+}
+
+/** Throws KVTC_WRITE_FAILED. */
+export async function saveLosses(directory: string, index: number, key: string, losses: LayerLosses): Promise<void> {
+  const bytes = new TextEncoder().encode(JSON.stringify({ key, ...losses }));
+  await replaceFile(lossesPath(directory, index), (file) => writeFully(file, bytes, 0));
+}
+
+function lossesPath(directory: string, index: number): string {
+  return join(directory, `layers-${index}.json`);
 }
 
 function pathOf(directory: string, index: number): string {

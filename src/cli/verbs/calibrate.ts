@@ -20,6 +20,11 @@ export const verb: Verb = {
       ratios: { value: 'LIST', fallback: '8,16,32,64', help: 'paper: ratios to plan for' },
       codec: { value: 'wtc|paper', fallback: 'wtc', help: 'which codec the profile is for: ours or the published one' },
       sensitivity: { value: 'FILE|none', help: 'wtc: what errors of each head cost the output; measured by default' },
+      'weigh-layers': {
+        value: 'yes|no',
+        fallback: 'no',
+        help: 'wtc: measure what errors of each layer do to an exact copy of the model',
+      },
       moments: { value: 'FILE', help: 'moments measured by kvtc_collect: the texts are then only held out' },
       'token-ids': {
         value: 'yes|no',
@@ -43,6 +48,8 @@ export const verb: Verb = {
     const { calibrate } = await import('../../cache/calibrate.ts');
     const { resolveModel } = await import('../../models/pull.ts');
     const { readTextFiles } = await import('../../models/text-files.ts');
+    const { exactWeights } = await import('../../evaluation/exact-weights.ts');
+    const { cacheDirectory } = await import('../../models/cache-directory.ts');
     const options = {
       output: args.text('output') ?? '',
       tokens: args.integer('tokens', 1),
@@ -66,9 +73,16 @@ export const verb: Verb = {
         option: 'ratios',
       });
     }
+    const weighsLayers = args.choice('weigh-layers', ['yes', 'no']) === 'yes';
+    if (weighsLayers && (options.codec === 'paper' || options.sensitivity === 'none')) {
+      throw new KvtcError('KVTC_OPTION_INVALID', '--weigh-layers yes is for sensitivities of the codec wtc', {
+        option: 'weigh-layers',
+      });
+    }
     const model = await resolveModel(args.positionals[0] ?? '');
     const texts = await readTextFiles(args.texts('text'), context);
-    const result = await calibrate({ ...options, ...context, model, texts });
+    const exactModel = weighsLayers ? (await exactWeights(model, cacheDirectory(), context)).path : undefined;
+    const result = await calibrate({ ...options, ...context, model, exactModel, texts });
     const plans = result.plans.map(({ ratio, key, value, keyError, valueError }) => ({
       ratio,
       keyRank: key.rank,
@@ -81,7 +95,6 @@ export const verb: Verb = {
     }
     const { CALIBRATION_DEFAULTS } = await import('../../calibration/calibrate.ts');
     const { tuneProfile } = await import('../../evaluation/tuning/tune.ts');
-    const { cacheDirectory } = await import('../../models/cache-directory.ts');
     const tuning = await tuneProfile({
       modelPath: model,
       profilePath: result.path,
