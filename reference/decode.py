@@ -45,7 +45,7 @@ def describe(container, profile=None):
     header, out = container["header"], []
     plans = read_plans(header)
     for chunk in container["chunks"]:
-        packed, coefficients = decode_chunk(chunk, header, plans, profile)
+        packed, coefficients, _ = decode_chunk(chunk, header, plans, profile)
         out.append(dict(stream=chunk["stream"], startToken=chunk["start"], endToken=chunk["end"],
                         storedBytes=chunk["stored_bytes"], packedSha256=sha256(packed),
                         coefficientsSha256=sha256(b"".join(map(f32_bytes, coefficients)))))

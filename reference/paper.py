@@ -132,7 +132,7 @@ def unpack_chunk(packed, n, plan):
 
 
 def decode_chunk(chunk, header, plans, profile=None):
-    """Bytes before the entropy stage, and coefficients as lists of `rank` floats."""
+    """Bytes before the entropy stage, coefficients as lists of `rank` floats, and how many of each a token codes."""
     n, plan = chunk["end"] - chunk["start"], plans[chunk["stream"]]
     if header["codec"] == "wtc":
         require(profile is not None, "PROFILE_MISMATCH", "chunks of wtc need their profile: --profile")
@@ -140,9 +140,10 @@ def decode_chunk(chunk, header, plans, profile=None):
         coding = profile[chunk["stream"]]
         require(plan["rank"] <= coding["rank"], "PROFILE_MISMATCH", f"rank {plan['rank']} exceeds the profile's")
         try:
-            flat = wtc.decode_chunk(chunk["stored"], n, coding["family"], coding["scales"], plan)[0]
+            flat, classes = wtc.decode_chunk(chunk["stored"], n, coding["family"], coding["scales"], plan)
         except wtc.Malformed as error:
             raise Refused("KVTC_CHUNK_MALFORMED", str(error)) from error
-        return chunk["stored"], [flat[t * plan["rank"]:(t + 1) * plan["rank"]] for t in range(n)]
+        coded = [wtc.coded_components(coding["scales"], plan, token_class) for token_class in classes]
+        return chunk["stored"], [flat[t * plan["rank"]:(t + 1) * plan["rank"]] for t in range(n)], coded
     packed = unpack_blocks(chunk["stored"], chunk["packed_bytes"], header["entropy"])
-    return packed, unpack_chunk(packed, n, plan)
+    return packed, unpack_chunk(packed, n, plan), [plan[0]] * n

@@ -177,11 +177,13 @@ def rebuild_rows(container, profile, stream, start, end, embeddings=None):
     for chunk in container["chunks"]:
         if chunk["stream"] == stream and chunk["start"] < end and chunk["end"] > start:
             first = max(start, chunk["start"])
-            coefficients = decode_chunk(chunk, header, plans, profile)[1][first - chunk["start"]:end - chunk["start"]]
+            _, coefficients, coded = decode_chunk(chunk, header, plans, profile)
+            coefficients = coefficients[first - chunk["start"]:end - chunk["start"]]
             if needed:
                 told = plans[stream]["expected"]
                 coefficients = [expect(own, profile[stream],
-                                       token_features(container["tokens"], t, profile["token"], embeddings), told)
+                                       token_features(container["tokens"], t, profile["token"], embeddings),
+                                       min(told, coded[t - chunk["start"]]))
                                 for t, own in enumerate(coefficients, first)]
             for token, row in enumerate(synthesise(coefficients, profile[stream]), first):
                 if stream == "key":

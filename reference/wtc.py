@@ -109,6 +109,13 @@ def shift_of(observed, expected):
     return 0
 
 
+def coded_components(scales, parameters, token_class):
+    """How many components a token of the class codes: pairs from the first on, while their base class reaches the cut."""
+    step, cut, pairs = parameters["stepIndex"], parameters["cut"], parameters["rank"] // 2
+    base = ((scales[2 * u] + scales[2 * u + 1] - 2 * step + 64) // 128 - 2 * token_class for u in range(pairs))
+    return 2 * next((u for u, pair in enumerate(base) if pair < cut), pairs)
+
+
 def walk(lane, family, scales, parameters, token_class):
     """One token's values in steps, rank of them."""
     step, rank, cut = parameters["stepIndex"], parameters["rank"], parameters["cut"]

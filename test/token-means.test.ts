@@ -240,7 +240,7 @@ test('what is expected needs no bits: no larger, it errs less', async () => {
   const one = await measure('one-mean', 16);
   const means = await measure('means', 24, world.modelPath);
   assert.ok(means.bytes < one.bytes, `${means.bytes} and ${one.bytes} bytes`);
-  assert.ok(means.error < 0.7 * one.error, `${means.error} and ${one.error}`);
+  assert.ok(means.error < 0.8 * one.error, `${means.error} and ${one.error}`);
 });
 
 test('what ids tell of the first layer, which is nearly all, is not lost where few components are kept', async () => {

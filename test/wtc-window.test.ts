@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { createChunkDecoder, ranksInUse } from '../src/cache/chunk-coder.ts';
-import { floatPool } from '../src/cache/pipeline.ts';
+import { floatPool } from '../src/base/float-pool.ts';
 import { openContainer } from '../src/container/reader.ts';
 import { memoryTarget } from '../src/container/target.ts';
 import { openModel } from '../src/engines/llama/session.ts';

@@ -7,7 +7,7 @@ import type { SequenceMeans } from '../calibration/token-means.ts';
 import type { EntropyMethod } from '../codec/entropy/blocks.ts';
 import type { ChunkEntry, JsonObject } from '../container/types.ts';
 import type { Profile } from '../profile/profile.ts';
-import type { FloatPool } from './pipeline.ts';
+import type { FloatPool } from '../base/float-pool.ts';
 
 /** What the newest tokens get: kept as found, or coded at a finer step. */
 export type WindowMode = 'exact' | 'finer';

@@ -20,7 +20,8 @@ import { createChunkEncoder } from './chunk-coder.ts';
 import type { CodingOptions, SinkMode, WindowMode } from './chunk-seam.ts';
 import { DEFAULT_RATIO } from './chunk-seam.ts';
 import { layOutTokens } from './layout.ts';
-import { floatPool, mapInOrder } from './pipeline.ts';
+import { floatPool } from '../base/float-pool.ts';
+import { mapInOrder } from './pipeline.ts';
 import type { Transforms } from './transforms.ts';
 
 /** Chunks in flight at once while restoring: two in products, side by side, one decoded, one being read. */

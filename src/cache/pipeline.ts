@@ -1,28 +1,6 @@
 // Runs chunk jobs a few at a time and hands their results on in order, so that matrix products (engine threads),
 // quantising (this thread) and DEFLATE (libuv's pool) overlap while memory stays bounded by `concurrency` chunks.
 
-/** Buffers that jobs hand on to later ones. A chunk's would otherwise be mapped, zeroed and collected anew each time. */
-export interface FloatPool {
-  /** f32[length] of whatever it held before. */
-  take(length: number): Float32Array;
-  /** Gives a taken buffer back; nothing may read it any more. */
-  give(values: Float32Array): void;
-}
-
-/** Holds as many buffers as were ever taken at once, each as long as the longest it has served as. */
-export function floatPool(): FloatPool {
-  const free: Float32Array[] = [];
-  return {
-    take: (length) => {
-      const held = free.pop();
-      return (held !== undefined && held.length >= length ? held : new Float32Array(length)).subarray(0, length);
-    },
-    give: (values) => {
-      free.push(new Float32Array(values.buffer as ArrayBuffer));
-    },
-  };
-}
-
 /**
  * Calls `work` for every item, at most `concurrency` at once, and `sink` with each result in item order.
  * The first failure stops new work, waits for what is running and is rethrown.

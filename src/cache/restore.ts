@@ -13,7 +13,8 @@ import type { RowPlacement } from '../linalg/backend.ts';
 import type { Profile } from '../profile/profile.ts';
 import { checkCodec, createChunkDecoder } from './chunk-coder.ts';
 import { PIPELINE_CHUNKS } from './compress.ts';
-import { floatPool, mapInOrder } from './pipeline.ts';
+import { floatPool } from '../base/float-pool.ts';
+import { mapInOrder } from './pipeline.ts';
 import type { Transforms } from './transforms.ts';
 
 export interface RestoreOptions extends RunOptions {

@@ -6,7 +6,14 @@ import type { StreamKind, TokenRange } from '../base/geometry.ts';
 import { STREAMS } from '../base/geometry.ts';
 import type { SequenceMeans } from '../calibration/token-means.ts';
 import { predictTokenClasses, recencies } from '../calibration/token-steps.ts';
-import { SCALE_INDEX_LIMIT, TOKEN_CLASSES, TOKEN_CLASS_MIN, stepIndexOf, stepOf } from '../codec/wtc/classes.ts';
+import {
+  SCALE_INDEX_LIMIT,
+  TOKEN_CLASSES,
+  TOKEN_CLASS_MIN,
+  codedPairs,
+  stepIndexOf,
+  stepOf,
+} from '../codec/wtc/classes.ts';
 import type { WtcParameters, WtcPlan } from '../codec/wtc/plan.ts';
 import {
   RANK_STEP,
@@ -204,11 +211,19 @@ export function createWtcDecoder(
         );
       }
       const coefficients = pool.take(tokenCount * plan.rank); // [tokens, rank]
-      decodeWtcChunk(stored, tokenCount, plan, coefficients);
+      const tokenClasses = decodeWtcChunk(stored, tokenCount, plan, coefficients);
       const { rank, expected = 0 } = parameters[stream];
-      // Components that are expected to be something are not zero, coded or not.
-      const leading = leadingCounts(coefficients, tokenCount, rank, means === null ? 0 : expected);
-      await means?.add(stream, chunk, coefficients, { rank, components: expected }, 1);
+      const coded = Int32Array.from(
+        tokenClasses,
+        (tokenClass) => 2 * codedPairs(plan.pairClasses, tokenClass, plan.cut),
+      );
+      // What is expected of components that a token does not code says little, and costs as much time as others.
+      const told = coded.map((count) => (means === null ? 0 : Math.min(expected, count)));
+      const leading = leadingCounts(coefficients, rank, told, coded);
+      const components = Math.max(...told);
+      await means?.add(stream, chunk, coefficients, { rank, components }, 1);
+      for (let t = 0; t < tokenCount; t++)
+        coefficients.fill(0, t * rank + leading[t]!, t * rank + Math.max(leading[t]!, components));
       return { coefficients, rank, leading };
     },
   };
@@ -256,11 +271,11 @@ function widenedRows(values: Float32Array, rows: number, from: number, to: numbe
   return out;
 }
 
-/** i32[rows]: how many of each row of f32[rows, rank] come before nothing but zeros, at least `least`. */
-function leadingCounts(values: Float32Array, rows: number, rank: number, least: number): Int32Array {
-  return Int32Array.from({ length: rows }, (_, row) => {
-    let count = rank;
-    while (count > least && values[row * rank + count - 1] === 0) count--;
+/** i32[rows]: how many of each row of f32[rows, rank] come before nothing but zeros, between the row's own bounds. */
+function leadingCounts(values: Float32Array, rank: number, least: Int32Array, most: Int32Array): Int32Array {
+  return most.map((bound, row) => {
+    let count = bound;
+    while (count > least[row]! && values[row * rank + count - 1] === 0) count--;
     return count;
   });
 }

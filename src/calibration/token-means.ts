@@ -2,6 +2,7 @@
 // predecessor's, and the coefficients to expect with them. Encoders take these out, decoders put them back.
 // Does not know: files, models, where embeddings come from. Format: docs/format/profile.md, version 3.
 
+import { floatPool } from '../base/float-pool.ts';
 import type { StreamKind, TokenRange } from '../base/geometry.ts';
 import { KvtcError, invariant } from '../base/errors.ts';
 import type { Backend, MatrixSource, Precision, PreparedMatrix } from '../linalg/backend.ts';
@@ -95,6 +96,7 @@ export async function openTokenMeans(
         }
         return out;
       };
+      const pool = floatPool();
       // Both streams of a range are coded one after the other.
       let last: { readonly range: TokenRange; readonly features: Float32Array } | null = null;
       const ofRange = (range: TokenRange): Float32Array => {
@@ -108,11 +110,12 @@ export async function openTokenMeans(
           if (rows === 0) return;
           const features = 'startToken' in which ? ofRange(which) : featuresOf(which);
           const count = features.length / dims;
-          const product = new Float32Array(count * rows);
+          const product = pool.take(count * rows);
           await expected[stream].multiply(features, count, product, { startRow: 0, endRow: rows });
-          for (let t = 0; t < count; t++) {
-            for (let i = 0; i < rows; i++) coefficients[t * rank + i]! += sign * product[t * rows + i]!;
+          for (let t = 0, from = 0; t < count; t++) {
+            for (let to = t * rank, end = to + rows; to < end; to++, from++) coefficients[to]! += sign * product[from]!;
           }
+          pool.give(product);
         },
       };
     },
