@@ -102,6 +102,7 @@ describe('the command line', () => {
       ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '-o', 'q'],
       ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '--codec', 'paper', '--tune', '2'],
       ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '--ratios', '8,16'],
+      ['calibrate', 'm.gguf', '--text', 'a.txt', '-o', 'p', '--weigh-layers', 'yes', '--sensitivity', 'none'],
       ['tune', 'm.gguf', '--profile', 'p'],
       ['compress', 'm.gguf', '--profile', 'p', '-o', 'x.kvtc'],
       ['compress', 'm.gguf', '--profile', 'p', '--prompt', 'a', '--state', 'b', '-o', 'x.kvtc'],

@@ -209,6 +209,14 @@ test('sensitivity is measured by forward passes unless told otherwise, and kept 
   const again = await calibrate({ ...options, sensitivity: kept });
   assert.deepEqual([again.sensitivity, again.sensitivityMs], ['forward', 0]);
   assert.deepEqual(await readFile(output), bytes, 'measured or read, the profile is the same');
+  const weighed = await calibrate({ ...options, output: `${output}.weighed`, exactModel: world.modelPath });
+  assert.ok(weighed.layersWeighed && !result.layersWeighed);
+  assert.notEqual(weighed.profileId, result.profileId);
+  // A file that holds nothing after its prefixes has no losses to weigh by.
+  await assert.rejects(
+    calibrate({ ...options, sensitivity: kept, exactModel: world.modelPath }),
+    hasCode('KVTC_OPTION_INVALID'),
+  );
   for (const [path, method] of [
     [output, 'forward'],
     [paths.plain, 'none'],

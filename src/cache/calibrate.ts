@@ -87,7 +87,9 @@ export interface ModelCalibration extends CalibrationResult {
   readonly documents: number;
   /** wtc: what told the output's sensitivity to errors; null for the paper's codec. */
   readonly sensitivity: 'none' | 'forward' | 'gradient' | null;
-  /** Time that measuring it took; 0 where it was not measured. */
+  /** Whether its layers were weighed by losses of an exact model. */
+  readonly layersWeighed: boolean;
+  /** Time that measuring and weighing it took; 0 where neither was done. */
   readonly sensitivityMs: number;
   /** See ProfileSize; absent for a share of a calibration. */
   readonly matrixEntries?: number | undefined;
@@ -130,7 +132,8 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
   try {
     const startedMs = performance.now();
     const sensitivity = await sensitivityOf({ ...options, codec }, model, backend);
-    const sensitivityMs = options.sensitivity === undefined ? performance.now() - startedMs : 0;
+    const layersWeighed = options.exactModel !== undefined && sensitivity !== undefined;
+    const sensitivityMs = options.sensitivity === undefined || layersWeighed ? performance.now() - startedMs : 0;
     const moments =
       options.moments === undefined ? undefined : await readMeasuredMoments(options.moments, model.identity);
     const sinks = options.sinks ?? moments?.sinks ?? CALIBRATION_DEFAULTS.sinks;
@@ -190,6 +193,7 @@ export async function calibrate(options: CalibrateModelOptions): Promise<ModelCa
         tokens: usedTokens,
         documents: used.length,
         sensitivity: method,
+        layersWeighed,
         sensitivityMs,
         prefillMs,
       };

@@ -21,7 +21,7 @@ import type { AttentionCosts, CostMeter, DocumentCosts, ReadDocument } from './a
 import { CostSums, openCostMeter, stepsOf } from './attention-costs.ts';
 import { loadCosts, saveCosts } from './saved-costs.ts';
 import type { WeighedDocument } from './weigh-layers.ts';
-import { LAYER_LOSSES, scaleLayers, weighLayers } from './weigh-layers.ts';
+import { COPY_MARGIN, LAYER_LOSSES, STEP_EXPONENT, scaleLayers, weighLayers } from './weigh-layers.ts';
 
 /** docs/results.md has what fewer or more documents change. */
 const SENSITIVITY_DEFAULTS = {
@@ -33,8 +33,7 @@ const SENSITIVITY_DEFAULTS = {
   sinks: 4,
   /** None: the newest tokens matter most, and are coded finer, not kept. */
   window: 0,
-  /** What token steps are searched around (calibration/fit-coding.ts). */
-  stepExponent: 0.3,
+  stepExponent: STEP_EXPONENT,
   seed: 21,
 } as const;
 
@@ -43,9 +42,6 @@ const SENSITIVITY_DEFAULTS = {
  * Without it SmolLM2 has CR 77, 62 instead of 88, 77.
  */
 const KEY_WEIGHT = 4;
-
-/** Tokens between a copied passage and the ends of the prefix. */
-const COPY_MARGIN = 8;
 
 export interface MeasureOptions extends RunOptions {
   /** Stays open. Weights of any type. */

@@ -23,10 +23,10 @@ import { loadLosses, saveLosses } from './saved-costs.ts';
 export const LAYER_LOSSES = { documents: 3, tokens: 128, prefixTokens: 1024 } as const;
 
 /** What token steps are searched around (calibration/fit-coding.ts). */
-const STEP_EXPONENT = 0.3;
+export const STEP_EXPONENT = 0.3;
 
 /** Tokens between a copied passage and the ends of the prefix. */
-const COPY_MARGIN = 8;
+export const COPY_MARGIN = 8;
 
 /** A document, and what the step is multiplied by at each token after the sinks: f64[prefix tokens − sinks]. */
 export interface WeighedDocument extends ReadDocument {
