@@ -229,7 +229,7 @@ async function sensitivityOf(
       const file = join(directory, 'sensitivity.safetensors');
       return await measureSensitivity({ model, exactModel, backend, texts, output: file, ...run });
     }
-    return exactModel === undefined ? read : await weighSensitivity(read, { exactModel, sinks, ...run });
+    return exactModel === undefined ? read : await weighSensitivity(read, model, { exactModel, sinks, ...run });
   } finally {
     exactModel?.close();
   }

@@ -205,16 +205,16 @@ test('a sensitivity from elsewhere is weighed on its own documents', async () =>
     },
   };
   const options = { exactModel: model, sinks: 4, workDirectory: join(folder, 'elsewhere') };
-  const weighed = await weighSensitivity(sensitivity, options);
+  const weighed = await weighSensitivity(sensitivity, model, options);
   const scales = STREAMS.flatMap((stream) =>
     Array.from({ length: layers }, (_, l) => weighed.metrics[stream].blocks[l * kvHeads * dim * dim]!),
   );
   assert.ok(Math.abs(scales.reduce((sum, scale) => sum + Math.log(scale), 0)) < 1e-4, 'no unit of their own');
   assert.equal(new Set(scales.map((scale) => scale.toPrecision(3))).size, 2 * layers);
   assert.equal(weighed.importance, sensitivity.importance);
-  assert.deepEqual(await weighSensitivity(sensitivity, options), weighed, 'from the kept losses');
+  assert.deepEqual(await weighSensitivity(sensitivity, model, options), weighed, 'from the kept losses');
   const whole = { ...sensitivity, importance: { ...sensitivity.importance!, prefixTokens: documentTokens } };
-  await assert.rejects(weighSensitivity(whole, options), (error) => isKvtcError(error, 'KVTC_OPTION_INVALID'));
+  await assert.rejects(weighSensitivity(whole, model, options), (error) => isKvtcError(error, 'KVTC_OPTION_INVALID'));
   const none = { ...sensitivity, importance: null };
-  await assert.rejects(weighSensitivity(none, options), (error) => isKvtcError(error, 'KVTC_OPTION_INVALID'));
+  await assert.rejects(weighSensitivity(none, model, options), (error) => isKvtcError(error, 'KVTC_OPTION_INVALID'));
 });

@@ -21,7 +21,7 @@ import type { HeadCoding } from './head-coding.ts';
 import { codeHeadRows, fitHeadCoding, stepForBits } from './head-coding.ts';
 import { headColumns, layerRows } from './layer-rows.ts';
 
-/** Bits a component of a head coded by itself: about the error of all heads coded together at 40 times. */
+/** Bits a component of a head coded by itself: few, so that most components are dropped, as they are at high ratios. */
 export const BITS = 0.5;
 
 /** One document's losses, and the metric's costs of the same errors: [layers] of each stream. */
@@ -40,8 +40,8 @@ export interface LossOptions {
 }
 
 /**
- * `model` computes in f32 or f16: where activations are rounded to 8 bits, any change of a cache costs the same 0.002 nats
- * a token. Runs the continuation once from the exact cache and once for every layer and stream. Memory: the continuation's
+ * `model` computes in f32 or f16: where activations are rounded to 8 bits, any change of a cache costs up to 0.002 nats a
+ * token. Runs the continuation once from the exact cache and once for every layer and stream. Memory: the continuation's
  * distributions and logits, 8 · tokens · vocabulary bytes, and the state twice. Throws KVTC_ENGINE_FAILED, KVTC_ABORTED.
  */
 export async function measureLayerLosses(
@@ -103,30 +103,31 @@ function openLayerCoder(
   { sinks, tokenSteps }: LossOptions,
 ): LayerCoder {
   const { layers, kvHeads } = geometry;
-  const dim = headDim(geometry, 'value');
   const view = parseState(state);
-  const width = kvHeads * dim;
   const range = { startToken: sinks, endToken: view.tokenCount };
   const positions = Int32Array.from({ length: view.tokenCount - sinks }, (_, t) => sinks + t);
-  const rowsOf = (layer: number, stream: StreamKind): Float32Array => {
-    const rows = layerRows(view, stream, layer).subarray(sinks * width);
+  const rowsOf = (layer: number, stream: StreamKind, dim: number): Float32Array => {
+    const rows = layerRows(view, stream, layer).subarray(sinks * kvHeads * dim);
     if (stream === 'key' && rope !== null) undoRope(rows, positions, rope, { heads: kvHeads, headDim: dim });
     return rows;
   };
   const factors = { key: factorMetrics(metrics.key), value: factorMetrics(metrics.value) };
   const codings = { key: [] as HeadCoding[], value: [] as HeadCoding[] };
   for (const stream of STREAMS) {
+    const dim = headDim(geometry, stream);
     for (let layer = 0; layer < layers; layer++) {
-      const rows = rowsOf(layer, stream);
+      const rows = rowsOf(layer, stream, dim);
       for (let h = 0; h < kvHeads; h++) {
         const { lower, inverse } = factorsOf(factors[stream], layer * kvHeads + h);
-        codings[stream].push(fitHeadCoding(headColumns(rows, width, h, dim), dim, lower, inverse));
+        codings[stream].push(fitHeadCoding(headColumns(rows, kvHeads * dim, h, dim), dim, lower, inverse));
       }
     }
   }
   const step = stepForBits([...codings.key, ...codings.value], BITS);
   return (layer, stream) => {
-    const rows = rowsOf(layer, stream);
+    const dim = headDim(geometry, stream);
+    const width = kvHeads * dim;
+    const rows = rowsOf(layer, stream, dim);
     let cost = 0;
     for (let h = 0; h < kvHeads; h++) {
       const own = headColumns(rows, width, h, dim);

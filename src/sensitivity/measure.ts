@@ -21,7 +21,15 @@ import type { AttentionCosts, CostMeter, DocumentCosts, ReadDocument } from './a
 import { CostSums, openCostMeter, stepsOf } from './attention-costs.ts';
 import { loadCosts, saveCosts } from './saved-costs.ts';
 import type { WeighedDocument } from './weigh-layers.ts';
-import { COPY_MARGIN, LAYER_LOSSES, STEP_EXPONENT, scaleLayers, weighLayers } from './weigh-layers.ts';
+import {
+  COPY_MARGIN,
+  LAYER_LOSSES,
+  STEP_EXPONENT,
+  checkCopy,
+  scaleLayers,
+  spreadOver,
+  weighLayers,
+} from './weigh-layers.ts';
 
 /** docs/results.md has what fewer or more documents change. */
 const SENSITIVITY_DEFAULTS = {
@@ -90,16 +98,6 @@ export async function measureSensitivity(options: MeasureOptions): Promise<Sensi
   await writeSensitivity(options.output, sensitivity);
   if (options.workDirectory === undefined) await rm(workDirectoryOf(options), { recursive: true, force: true });
   return sensitivity;
-}
-
-/** Names and hashes differ between copies; what the measurement depends on may not. */
-function checkCopy(copy: LlamaModel, model: LlamaModel): void {
-  const facts = ({ identity, vocabSize }: LlamaModel): string =>
-    JSON.stringify([identity.architecture, identity.geometry, identity.rope, vocabSize]);
-  const [got, expected] = [facts(copy), facts(model)];
-  if (got === expected) return;
-  const message = `${copy.path} is no copy of ${model.path}: ${got}, expected ${expected}`;
-  throw new KvtcError('KVTC_MODEL_MISMATCH', message, { got, expected });
 }
 
 function workDirectoryOf({ workDirectory, output }: MeasureOptions): string {
@@ -217,11 +215,8 @@ async function comparableMetrics(
       value,
     };
   }
-  const count = Math.min(LAYER_LOSSES.documents, documents.length);
   const half = LAYER_LOSSES.tokens / 2;
-  const weighed = Array.from({ length: count }, (_, i): WeighedDocument => {
-    // Texts come group by group: the chosen documents are spread over them.
-    const index = Math.floor((i * documents.length) / count);
+  const weighed = spreadOver(documents.length).map((index): WeighedDocument => {
     const { prefix, continuation } = documents[index]!;
     const short = new Int32Array(LAYER_LOSSES.tokens);
     short.set(continuation.subarray(0, half));

@@ -83,27 +83,41 @@ export function scaleLayers(metrics: HeadMetrics, scales: ArrayLike<number>): He
 }
 
 /**
- * Weighs the layers of a sensitivity that was measured elsewhere, on its own documents. Throws KVTC_OPTION_INVALID where it
+ * Weighs the layers of a sensitivity of `model` that was measured elsewhere, on its own documents. Throws KVTC_OPTION_INVALID where it
  * holds none, or no text after their prefixes; KVTC_MODEL_MISMATCH; what `weighLayers` throws.
  */
-export async function weighSensitivity(sensitivity: Sensitivity, options: WeighOptions): Promise<Sensitivity> {
-  const { importance, model } = sensitivity;
+export async function weighSensitivity(
+  sensitivity: Sensitivity,
+  model: LlamaModel,
+  options: WeighOptions,
+): Promise<Sensitivity> {
+  const { importance } = sensitivity;
   const after = importance === null ? 0 : importance.documentTokens - importance.prefixTokens;
   const half = LAYER_LOSSES.tokens / 2;
   if (importance === null || after < half || importance.prefixTokens < half + 2 * COPY_MARGIN + options.sinks) {
     const message = `the sensitivity file has ${after} tokens after its documents' prefixes; weighing layers wants ${half}`;
     throw new KvtcError('KVTC_OPTION_INVALID', message, { gotTokens: after, expectedTokens: half });
   }
-  if (JSON.stringify(options.exactModel.identity.geometry) !== JSON.stringify(model.geometry)) {
-    const message = `${options.exactModel.path} has another shape than the model of the sensitivity file, ${model.name}`;
-    throw new KvtcError('KVTC_MODEL_MISMATCH', message);
-  }
-  const count = Math.min(LAYER_LOSSES.documents, importance.documents);
-  const documents = Array.from({ length: count }, (_, i) =>
-    documentOf(importance, Math.floor((i * importance.documents) / count), options.sinks),
-  );
+  checkCopy(options.exactModel, model);
+  const documents = spreadOver(importance.documents).map((index) => documentOf(importance, index, options.sinks));
   const metrics = await weighLayers(sensitivity.metrics, documents, options);
   return { ...sensitivity, metrics, settings: { ...sensitivity.settings, layerLosses: LAYER_LOSSES } };
+}
+
+/** Texts come group by group in a sample: indices of the documents that are weighed on, spread over them. */
+export function spreadOver(documents: number): number[] {
+  const count = Math.min(LAYER_LOSSES.documents, documents);
+  return Array.from({ length: count }, (_, i) => Math.floor((i * documents) / count));
+}
+
+/** Names and hashes differ between copies; what a measurement depends on may not. Throws KVTC_MODEL_MISMATCH. */
+export function checkCopy(copy: LlamaModel, model: LlamaModel): void {
+  const facts = ({ identity, vocabSize }: LlamaModel): string =>
+    JSON.stringify([identity.architecture, identity.geometry, identity.rope, vocabSize]);
+  const [got, expected] = [facts(copy), facts(model)];
+  if (got === expected) return;
+  const message = `${copy.path} is no copy of ${model.path}: ${got}, expected ${expected}`;
+  throw new KvtcError('KVTC_MODEL_MISMATCH', message, { got, expected });
 }
 
 /** The end of a document's prefix, with its own continuation and the copy of a passage. */
