@@ -53,7 +53,8 @@ describe('the newest tokens', () => {
       assert.ok(usual.key < finer.key && usual.value < finer.value);
       const pool = floatPool();
       for (const chunk of container.chunks.filter(({ startToken }) => startToken > 1)) {
-        const { leading } = await chunkDecoder.decode(await container.readChunk(chunk), chunk, pool);
+        const stored = await container.readChunk(chunk);
+        const { leading } = await chunkDecoder.decode([stored], { ...chunk, chunks: [chunk] }, pool);
         const most = Math.max(...(leading ?? []));
         const [from, to] = chunk.endToken > TOKENS - 128 ? [usual, finer] : [{ key: 0, value: 0 }, usual];
         const within = most > from[chunk.stream] && most <= to[chunk.stream];

@@ -62,7 +62,13 @@ export interface ChunkEncoder {
   ): Promise<Readonly<Record<StreamKind, StoredChunk>>>;
 }
 
-export interface DecodedChunk {
+/** Neighbouring chunks of one stream, first to last: tokens [startToken, endToken). At least one. */
+export interface ChunkGroup extends TokenRange {
+  readonly stream: StreamKind;
+  readonly chunks: readonly ChunkEntry[];
+}
+
+export interface DecodedChunks {
   /** f32[tokens, rank] */
   readonly coefficients: Float32Array;
   readonly rank: number;
@@ -71,8 +77,11 @@ export interface DecodedChunk {
 }
 
 export interface ChunkDecoder {
-  /** The coefficients' buffer is taken from `pool`; who has used them gives it back. Throws KVTC_CHUNK_MALFORMED. */
-  decode(stored: Uint8Array, chunk: ChunkEntry, pool: FloatPool): Promise<DecodedChunk>;
+  /**
+   * `stored`: the bytes of each of the group's chunks. The coefficients' buffer is taken from `pool`; who has used them gives
+   * it back. Throws KVTC_CHUNK_MALFORMED.
+   */
+  decode(stored: readonly Uint8Array[], group: ChunkGroup, pool: FloatPool): Promise<DecodedChunks>;
 }
 
 /** The ratio where none is given: the paper's middle one. */

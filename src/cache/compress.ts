@@ -24,9 +24,6 @@ import { floatPool } from '../base/float-pool.ts';
 import { mapInOrder } from './pipeline.ts';
 import type { Transforms } from './transforms.ts';
 
-/** Chunks in flight at once while restoring: two in products, side by side, one decoded, one being read. */
-export const PIPELINE_CHUNKS = 4;
-
 /** Ranges of tokens, both streams of each, in flight at once: one in products, one being coded. */
 const PIPELINE_RANGES = 2;
 

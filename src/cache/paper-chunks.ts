@@ -63,20 +63,26 @@ export function createPaperDecoder(header: ContainerHeader, profile: PaperProfil
   // Before any chunk: coefficients are allocated by the plan's rank, and a plan without groups needs no bytes to ask.
   for (const stream of STREAMS) checkRank(stream, plans[stream].rank, profile);
   return {
-    decode: async (stored, { stream, startToken, endToken, packedBytes }, pool) => {
+    decode: async (stored, { stream, startToken, endToken, chunks }, pool) => {
       const plan = plans[stream];
-      const tokenCount = endToken - startToken;
-      const expectedBytes = paperCodec.packedBytes(tokenCount, plan);
-      if (packedBytes !== expectedBytes) {
-        throw new KvtcError(
-          'KVTC_CHUNK_MALFORMED',
-          `${stream} chunk at token ${startToken} says ${packedBytes} packed bytes, its plan makes ${expectedBytes}`,
-          { stream, startToken, gotBytes: packedBytes, expectedBytes },
-        );
+      const packed = await Promise.all(
+        chunks.map((chunk, i) => {
+          const expectedBytes = paperCodec.packedBytes(chunk.endToken - chunk.startToken, plan);
+          if (chunk.packedBytes !== expectedBytes) {
+            throw new KvtcError(
+              'KVTC_CHUNK_MALFORMED',
+              `${stream} chunk at token ${chunk.startToken} says ${chunk.packedBytes} packed bytes, its plan makes ${expectedBytes}`,
+              { stream, startToken: chunk.startToken, gotBytes: chunk.packedBytes, expectedBytes },
+            );
+          }
+          return decompressBlocks(stored[i]!, expectedBytes, method);
+        }),
+      );
+      const coefficients = pool.take((endToken - startToken) * plan.rank); // [tokens, rank]
+      for (const [i, chunk] of chunks.entries()) {
+        const part = coefficients.subarray((chunk.startToken - startToken) * plan.rank);
+        paperCodec.decodeChunk(packed[i]!, chunk.endToken - chunk.startToken, plan, part);
       }
-      const packed = await decompressBlocks(stored, expectedBytes, method);
-      const coefficients = pool.take(tokenCount * plan.rank); // [tokens, rank]
-      paperCodec.decodeChunk(packed, tokenCount, plan, coefficients);
       return { coefficients, rank: plan.rank };
     },
   };

@@ -1,18 +1,18 @@
-// .kvtc container → engine state bytes: exact rows as they were, coded rows synthesised chunk by chunk into the state.
+// .kvtc container → engine state bytes: exact rows as they were, coded rows synthesised a few chunks at a time into the state.
 // Does not know: how an engine takes a state, how bytes lie in a state or a container.
 
 import { totalmem } from 'node:os';
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
-import type { CacheGeometry, LayerRange } from '../base/geometry.ts';
+import type { CacheGeometry, LayerRange, StreamKind } from '../base/geometry.ts';
 import { STREAMS, elementBytes, layerWidth, streamWidth } from '../base/geometry.ts';
 import type { ChunkEntry, Container, ContainerHeader } from '../container/types.ts';
 import { createState, placeRows, scatterRows } from '../engines/llama/state.ts';
 import type { RowPlacement } from '../linalg/backend.ts';
 import type { Profile } from '../profile/profile.ts';
 import { checkCodec, createChunkDecoder } from './chunk-coder.ts';
-import { PIPELINE_CHUNKS } from './compress.ts';
+import type { ChunkGroup } from './chunk-seam.ts';
 import { floatPool } from '../base/float-pool.ts';
 import { mapInOrder } from './pipeline.ts';
 import type { Transforms } from './transforms.ts';
@@ -38,7 +38,7 @@ export interface RestoreResult {
 
 /**
  * Restores a whole container into the bytes of a sequence state, in the element types it was made from.
- * Memory beyond the state: the prepared bases and about four chunks.
+ * Memory beyond the state: the prepared bases and the coefficients of about 3 000 tokens.
  * Throws KVTC_PROFILE_MISMATCH or KVTC_MODEL_MISMATCH when the profile is not the container's, KVTC_CODEC_UNKNOWN,
  * KVTC_CONTAINER_* and KVTC_CHUNK_MALFORMED for damaged bytes, KVTC_CONTAINER_LIMIT for a state beyond `maxStateBytes`,
  * KVTC_ABORTED. Source: paper §3.3, eq. 3.
@@ -79,15 +79,15 @@ export async function restoreContainer(
     }
   }
   let done = 0;
-  const target = (chunk: ChunkEntry): RowTarget => {
-    const placement = placeRows(view, chunk.stream, allLayers, chunk);
+  const target = (group: ChunkGroup): RowTarget => {
+    const placement = placeRows(view, group.stream, allLayers, group);
     if (placement !== null) return { bytes: state, placement };
-    const rowBytes = elementBytes(header.elementTypes[chunk.stream], streamWidth(geometry, chunk.stream));
-    return { bytes: new Uint8Array((chunk.endToken - chunk.startToken) * rowBytes) };
+    const rowBytes = elementBytes(header.elementTypes[group.stream], streamWidth(geometry, group.stream));
+    return { bytes: new Uint8Array((group.endToken - group.startToken) * rowBytes) };
   };
-  await eachRestoredChunk(container, transforms, { layers: allLayers, signal, target }, (chunk, { bytes }) => {
-    if (bytes !== state) scatterRows(view, chunk.stream, allLayers, chunk, bytes);
-    done += chunk.endToken - chunk.startToken;
+  await eachRestoredGroup(container, transforms, { layers: allLayers, signal, target }, (group, { bytes }) => {
+    if (bytes !== state) scatterRows(view, group.stream, allLayers, group, bytes);
+    done += group.endToken - group.startToken;
     onEvent?.({ type: 'progress', phase: 'restore', done: done / 2, total: header.tokenCount, unit: 'tokens' });
   });
   throwIfAborted(signal);
@@ -144,45 +144,66 @@ export async function restoreLayers(
       place(stream, range.startToken, range.endToken, await container.readExactRows(stream, index, layers));
     }
   }
-  const target = ({ stream, startToken }: ChunkEntry): RowTarget => ({
+  const target = ({ stream, startToken }: ChunkGroup): RowTarget => ({
     bytes: out[stream],
     placement: { offsetBytes: startToken * rowBytes[stream], layerStrideBytes: header.tokenCount * rowBytes[stream] },
   });
-  await eachRestoredChunk(container, transforms, { layers, signal: options.signal, target }, () => undefined);
+  await eachRestoredGroup(container, transforms, { layers, signal: options.signal, target }, () => undefined);
   return out;
 }
 
-/** Where a chunk's rows go: into the place of a larger buffer, or a buffer of their own. */
+/** Where a group's rows go: into the place of a larger buffer, or a buffer of their own. */
 interface RowTarget {
   readonly bytes: Uint8Array;
   readonly placement?: RowPlacement;
 }
 
-interface ChunkWork {
+interface GroupWork {
   readonly layers: LayerRange;
   readonly signal: AbortSignal | undefined;
-  readonly target: (chunk: ChunkEntry) => RowTarget;
+  readonly target: (group: ChunkGroup) => RowTarget;
 }
 
-/** Restores every chunk to its target, a few at a time, and tells of each in order. */
-async function eachRestoredChunk(
+/** Groups on their way at once. */
+const PIPELINE_GROUPS = 3;
+
+/**
+ * Tokens of a group at most, where its chunks are shorter: products take tokens with about as many coefficients together,
+ * and find more alike among more.
+ */
+const GROUP_TOKENS = 1024;
+
+/** Restores every chunk to its target, in groups, a few at a time, and tells of each group in order. */
+async function eachRestoredGroup(
   container: Container,
   transforms: Transforms,
-  { layers, signal, target }: ChunkWork,
-  take: (chunk: ChunkEntry, to: RowTarget) => void,
+  { layers, signal, target }: GroupWork,
+  take: (group: ChunkGroup, to: RowTarget) => void,
 ): Promise<void> {
   const { header, positions } = container;
   const decoder = createChunkDecoder(header, transforms.profile, await transforms.means(container.tokens));
   const pool = floatPool();
-  await mapInOrder(
-    container.chunks,
-    PIPELINE_CHUNKS,
-    async (chunk) => {
+  // One after the other: else all decode before the first is multiplied, and products wait for this thread.
+  let decoded: Promise<unknown> = Promise.resolve();
+  const decode = async (group: ChunkGroup) => {
+    const before = decoded;
+    const decoding = (async () => {
+      await before;
       throwIfAborted(signal);
-      const { coefficients, rank, leading } = await decoder.decode(await container.readChunk(chunk), chunk, pool);
-      const { stream, startToken, endToken } = chunk;
+      const stored = await Promise.all(group.chunks.map((chunk) => container.readChunk(chunk)));
+      return decoder.decode(stored, group, pool);
+    })();
+    decoded = decoding.catch(() => undefined);
+    return decoding;
+  };
+  await mapInOrder(
+    groupChunks(container.chunks),
+    PIPELINE_GROUPS,
+    async (group) => {
+      const { coefficients, rank, leading } = await decode(group);
+      const { stream, startToken, endToken } = group;
       const synthesis = await transforms.synthesis(stream, rank, header.elementTypes[stream]);
-      const to = target(chunk);
+      const to = target(group);
       await synthesis.reconstruct(
         { values: coefficients, leading },
         positions.subarray(startToken, endToken),
@@ -193,8 +214,23 @@ async function eachRestoredChunk(
       pool.give(coefficients);
       return to;
     },
-    (to, chunk) => take(chunk, to),
+    (to, group) => take(group, to),
   );
+}
+
+/** Neighbours of one stream together, up to GROUP_TOKENS; in order of their first chunks. */
+function groupChunks(chunks: readonly ChunkEntry[]): ChunkGroup[] {
+  const groups: { stream: StreamKind; startToken: number; endToken: number; chunks: ChunkEntry[] }[] = [];
+  for (const chunk of chunks) {
+    const last = groups.findLast(({ stream }) => stream === chunk.stream);
+    if (last?.endToken === chunk.startToken && chunk.endToken - last.startToken <= GROUP_TOKENS) {
+      last.chunks.push(chunk);
+      last.endToken = chunk.endToken;
+    } else {
+      groups.push({ stream: chunk.stream, startToken: chunk.startToken, endToken: chunk.endToken, chunks: [chunk] });
+    }
+  }
+  return groups;
 }
 
 function checkStateBytes(header: ContainerHeader, geometry: CacheGeometry, maxStateBytes: number): void {

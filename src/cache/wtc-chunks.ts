@@ -199,31 +199,32 @@ export function createWtcDecoder(
   }
   const plans = plansOf(profile, parameters);
   return {
-    decode: async (stored, chunk, pool) => {
-      const { stream, startToken, endToken, packedBytes } = chunk;
+    decode: async (stored, group, pool) => {
+      const { stream, startToken, endToken } = group;
       const plan = plans[stream];
-      const tokenCount = endToken - startToken;
-      if (stored.length !== packedBytes) {
-        throw new KvtcError(
-          'KVTC_CHUNK_MALFORMED',
-          `${stream} chunk at token ${startToken} says ${packedBytes} packed bytes and has ${stored.length}`,
-          { stream, startToken, gotBytes: packedBytes, expectedBytes: stored.length },
-        );
-      }
-      const coefficients = pool.take(tokenCount * plan.rank); // [tokens, rank]
-      const tokenClasses = decodeWtcChunk(stored, tokenCount, plan, coefficients);
       const { rank, expected = 0 } = parameters[stream];
-      const coded = Int32Array.from(
-        tokenClasses,
-        (tokenClass) => 2 * codedPairs(plan.pairClasses, tokenClass, plan.cut),
-      );
+      const coefficients = pool.take((endToken - startToken) * rank); // [tokens, rank]
+      const coded = new Int32Array(endToken - startToken);
+      for (const [i, chunk] of group.chunks.entries()) {
+        const bytes = stored[i]!;
+        if (bytes.length !== chunk.packedBytes) {
+          throw new KvtcError(
+            'KVTC_CHUNK_MALFORMED',
+            `${stream} chunk at token ${chunk.startToken} says ${chunk.packedBytes} packed bytes and has ${bytes.length}`,
+            { stream, startToken: chunk.startToken, gotBytes: chunk.packedBytes, expectedBytes: bytes.length },
+          );
+        }
+        const first = chunk.startToken - startToken;
+        const tokens = chunk.endToken - chunk.startToken;
+        const classes = decodeWtcChunk(bytes, tokens, plan, coefficients.subarray(first * rank));
+        for (let t = 0; t < tokens; t++) {
+          coded[first + t] = 2 * codedPairs(plan.pairClasses, classes[t]!, plan.cut);
+        }
+      }
       // What is expected of components that a token does not code says little, and costs as much time as others.
       const told = coded.map((count) => (means === null ? 0 : Math.min(expected, count)));
       const leading = leadingCounts(coefficients, rank, told, coded);
-      const components = Math.max(...told);
-      await means?.add(stream, chunk, coefficients, { rank, components }, 1);
-      for (let t = 0; t < tokenCount; t++)
-        coefficients.fill(0, t * rank + leading[t]!, t * rank + Math.max(leading[t]!, components));
+      await means?.add(stream, group, coefficients, { rank, components: told }, 1);
       return { coefficients, rank, leading };
     },
   };

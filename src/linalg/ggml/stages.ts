@@ -113,8 +113,7 @@ export function downloadRows(
 ): void {
   const bytes = rowBytes(layout);
   const stride = tokens.length * bytes;
-  for (let first = 0, end = 1; first < tokens.length; first = end++) {
-    while (end < tokens.length && tokens[end] === tokens[end - 1]! + 1) end++;
+  eachRun(tokens, (first, end) => {
     const to = out.subarray(placement.offsetBytes + tokens[first]! * bytes);
     library.tensorGet2d(
       leaves.rows,
@@ -125,6 +124,14 @@ export function downloadRows(
       stride,
       placement.layerStrideBytes,
     );
+  });
+}
+
+/** Calls `take` for every run [first, end) of neighbours among tokens in rising order. */
+export function eachRun(tokens: Int32Array, take: (first: number, end: number) => void): void {
+  for (let first = 0, end = 1; first < tokens.length; first = end++) {
+    while (end < tokens.length && tokens[end] === tokens[end - 1]! + 1) end++;
+    take(first, end);
   }
 }
 

@@ -13,10 +13,12 @@ import {
 } from '../shapes.ts';
 import type { ConstantTensor, GgmlDevice } from './device.ts';
 import { GGML_TYPE } from './library.ts';
+import type { GgmlLibrary, Pointer } from './library.ts';
 import { loadMatrix, loadTransposed, loadVector, padded } from './matrix.ts';
 import {
   SLICE_TOKENS,
   downloadRows,
+  eachRun,
   prepareRope,
   readRowsGraph,
   slices,
@@ -26,12 +28,6 @@ import {
   writeRowsGraph,
 } from './stages.ts';
 import type { PreparedRope } from './stages.ts';
-
-/**
- * Tokens of one graph where they are sorted by how many coefficients they have: fewer would differ less, but with 128 the
- * matrix is still read for enough of them.
- */
-const SORTED_TOKENS = 128;
 
 /** c = (unrope(rows) − mean) · analysisᵀ. */
 export async function prepareAnalysis(device: GgmlDevice, spec: TransformSpec): Promise<Analysis> {
@@ -98,27 +94,29 @@ export async function prepareSynthesis(device: GgmlDevice, spec: TransformSpec):
       const place = checkPlacement(layout, layers, totalTokens, out, placement);
       const width = layers * rowWidth(layout);
       const offset = range.startLayer * rowWidth(layout);
-      for (const { tokens, terms } of batches(coefficients, totalTokens, wide)) {
-        await device.run((graph) => {
+      const multiplyBatch = ({ tokens, terms }: Batch): Promise<void> =>
+        device.run((graph) => {
           const { library, context } = graph;
-          const leaf = graph.tensor('f32', terms, tokens.length);
+          const known = Math.min(rank, terms);
+          const leaf = graph.tensor('f32', known, tokens.length);
+          const x = known === terms ? leaf : library.pad(context, leaf, terms - known, 0, 0, 0);
           const stride = Number(library.rowBytes(GGML_TYPE[precision], wide));
           const matrix = library.view(context, held.matrix.tensor, terms, width, stride, offset * stride);
           const mean = library.view(context, held.mean.tensor, width, 1, width * 4, offset * 4);
-          const values = library.add(context, library.multiply(context, matrix, leaf), mean);
+          const values = library.add(context, library.multiply(context, matrix, x), mean);
           const leaves = writeRowsGraph(graph, layout, layers, held.rope, values, tokens.length);
           return {
             inputs: [leaf, leaves.positions],
             outputs: [leaves.rows],
             upload: () => {
-              const part = leadingTerms(coefficients.values, rank, tokens, terms);
-              library.tensorSet(leaf, part, 0, part.byteLength);
+              uploadTerms(library, leaf, coefficients.values, rank, tokens, known);
               if (held.rope !== null) uploadPositions(library, leaves, positions, tokens);
             },
             download: () => downloadRows(library, leaves, layout, layers, out, place, tokens),
           };
         });
-      }
+      // Side by side, so that the last batches of a call leave no core without work.
+      await Promise.all(batches(coefficients, totalTokens, wide).map(multiplyBatch));
     },
     close: () => held.close(),
   };
@@ -137,20 +135,25 @@ interface Batch {
 function batches({ leading }: Coefficients, totalTokens: number, wide: number): Batch[] {
   if (leading === undefined) return slices(totalTokens).map((slice) => ({ tokens: tokensOf(slice), terms: wide }));
   const order = Int32Array.from(leading.keys()).toSorted((a, b) => leading[b]! - leading[a]!);
-  return slices(totalTokens, SORTED_TOKENS).map(({ startToken, tokens }) => {
+  return slices(totalTokens).map(({ startToken, tokens }) => {
     const most = leading[order[startToken]!]!;
     return { tokens: order.slice(startToken, startToken + tokens).toSorted(), terms: padded(Math.max(1, most)) };
   });
 }
 
-/** f32[tokens, rank] → f32[the given tokens, terms], zeros beyond the rank. */
-function leadingTerms(values: Float32Array, rank: number, tokens: Int32Array, terms: number): Float32Array {
-  const out = new Float32Array(tokens.length * terms);
-  const count = Math.min(rank, terms);
-  for (const [i, token] of tokens.entries()) {
-    out.set(values.subarray(token * rank, token * rank + count), i * terms);
-  }
-  return out;
+/** Copies the leading terms of the given tokens, in rising order, from f32[tokens, rank] into a leaf [terms, tokens]. */
+function uploadTerms(
+  library: GgmlLibrary,
+  leaf: Pointer,
+  values: Float32Array,
+  rank: number,
+  tokens: Int32Array,
+  terms: number,
+): void {
+  eachRun(tokens, (first, end) => {
+    const from = values.subarray(tokens[first]! * rank);
+    library.tensorSet2d(leaf, from, first * terms * 4, terms * 4, end - first, terms * 4, rank * 4);
+  });
 }
 
 interface Held {
