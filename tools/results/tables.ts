@@ -1,6 +1,7 @@
 // docs/results.md: per model the tables of the evidence by our own code, the oracle's figure in brackets behind each of
 // ours. Does not know: how anything was measured, where files lie.
 
+import { basename } from 'node:path';
 import type { Evaluation } from '../../src/evaluation/evaluate.ts';
 import { equalQuality, equalRatioText } from '../../src/evaluation/equal-quality.ts';
 import { isPlainKvtc } from '../../src/evaluation/report/comparison.ts';
@@ -28,7 +29,28 @@ KL is that of the next-token distributions, exact cache against restored cache, 
 
 /** The whole page. */
 export function resultsPage({ models, explanations }: Evidence): string {
-  return `${[HEAD, ...models.map((model) => modelText(model, explanations))].join('\n').trimEnd()}\n`;
+  const parts = [HEAD, proofText(models), ...models.map((model) => modelText(model, explanations))];
+  return `${parts
+    .filter((part) => part !== '')
+    .join('\n')
+    .trimEnd()}\n`;
+}
+
+/** What a file's name begins with that holds both codecs in one run, measured to be compared. */
+const PROOF = 'proof';
+
+/** Both codecs at equal loss, every model's, from runs made for it. */
+function proofText(models: readonly ModelResults[]): string {
+  const lines = models.flatMap(({ oracle, evaluations }) =>
+    evaluations
+      .filter(({ file }) => basename(file).startsWith(PROOF))
+      .flatMap(({ result: { rows, settings } }) =>
+        equalLines(rows).map((line) => [`${oracle.title}, ${settings.documents.length} documents`, ...line]),
+      ),
+  );
+  if (lines.length === 0) return '';
+  const heading = ['', ...EQUAL_HEADING, RETRIEVAL_HEADING];
+  return `## Both codecs at equal loss\n\nEach model's in one run, read off between measured ratios and never beyond them:\n\n${markdown(heading, lines)}`;
 }
 
 function modelText(model: ModelResults, explanations: Readonly<Record<string, string>>): string {
@@ -97,27 +119,28 @@ function oracleRow(row: EvaluationRow, { rows }: Pick<Oracle, 'rows'>): OracleFi
   return seriesOf(row) === 'kvtc' ? rows[`${row.ratio}`] : undefined;
 }
 
+const EQUAL_HEADING = ['no worse in KL and copy KL than', 'its ratios', 'codec', 'paper ratio', 'every byte'];
+const RETRIEVAL_HEADING = 'retrieval no worse up to';
+
 function equalText(rows: readonly EvaluationRow[]): string {
-  const found = equalQuality(rows);
-  if (found.length === 0) return '';
-  const withRetrieval = found.some(({ retrievalRatio }) => retrievalRatio !== null);
-  const lines = found.map(({ series, against, paperRatio, effectiveRatio, retrievalRatio }) => [
+  const lines = equalLines(rows);
+  if (lines.length === 0) return '';
+  const withRetrieval = lines.some((line) => line.at(-1) !== '–');
+  const shown = withRetrieval ? lines : lines.map((line) => line.slice(0, -1));
+  const heading = withRetrieval ? [...EQUAL_HEADING, RETRIEVAL_HEADING] : EQUAL_HEADING;
+  return `At equal loss, read off between measured ratios and never beyond them:\n\n${markdown(heading, shown)}`;
+}
+
+/** Cells below EQUAL_HEADING and RETRIEVAL_HEADING. */
+function equalLines(rows: readonly EvaluationRow[]): string[][] {
+  return equalQuality(rows).map(({ series, against, paperRatio, effectiveRatio, retrievalRatio }) => [
     against.treatment,
     `${(against.paperRatio ?? 1).toFixed(1)}; ${(against.effectiveRatio ?? 1).toFixed(1)}`,
     series,
     equalRatioText(paperRatio),
     equalRatioText(effectiveRatio),
-    ...(withRetrieval ? [retrievalRatio === null ? '–' : equalRatioText(retrievalRatio)] : []),
+    retrievalRatio === null ? '–' : equalRatioText(retrievalRatio),
   ]);
-  const heading = [
-    'no worse in KL and copy KL than',
-    'its ratios',
-    'codec',
-    'paper ratio',
-    'every byte',
-    ...(withRetrieval ? ['retrieval no worse up to'] : []),
-  ];
-  return `At equal loss, read off between measured ratios and never beyond them:\n\n${markdown(heading, lines)}`;
 }
 
 function figureCells(

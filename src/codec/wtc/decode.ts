@@ -36,12 +36,16 @@ export function decodeLanes(
   const memory = kernel.reserve(room.roomBytes);
   fillRoom(memory, room, plan);
   memory.set(words, wordsAt);
-  memory.fill(0, rowsAt, rowsAt + 4 * tokenCount * rank);
-  const records = new DataView(memory.buffer, LANES, lanes * LANE_BYTES);
+  const rows = new Float32Array(memory.buffer, rowsAt, tokenCount * rank);
+  const walked = lanes + (lanes % 2);
+  const records = new DataView(memory.buffer, LANES, walked * LANE_BYTES);
+  // Lanes walk two at a time: an odd one's companion has no pairs.
+  records.setInt32((walked - 1) * LANE_BYTES + LANE.pairCount, 0, true);
   for (let l = 0; l < lanes; l++) startLane(records, l, wordsAt + 2 * laneStarts[l]!, memory);
   const longest = Math.ceil(tokenCount / lanes);
-  const laneEnd = LANES + lanes * LANE_BYTES;
+  const laneEnd = LANES + walked * LANE_BYTES;
   const written = new Set<number>();
+  const coded = new Int32Array(tokenCount);
   for (let turn = 0; turn < longest; turn++) {
     let pairs = 0;
     for (let l = 0; l < lanes; l++) {
@@ -57,12 +61,19 @@ export function decodeLanes(
       tokenClasses[token] = tokenClass;
       const count = codedPairs(plan.pairClasses, tokenClass, plan.cut);
       startToken(records, at, memory, room, plan, { tokenClass, count, row: rowsAt + 4 * token * rank, written });
+      coded[token] = 2 * count;
       pairs = Math.max(pairs, count);
     }
     kernel.run.decode(pairs, laneEnd, room.pairClasses, room.componentClasses);
   }
   for (let l = 0; l < lanes; l++) checkLane(records, l, laneStarts, wordsAt);
-  out.set(new Float32Array(memory.buffer, rowsAt, tokenCount * rank));
+  // Most of a row is not coded: the kernel leaves it as it was.
+  for (let token = 0; token < tokenCount; token++) {
+    const start = token * rank;
+    const end = start + coded[token]!;
+    out.set(rows.subarray(start, end), start);
+    out.fill(0, end, start + rank);
+  }
 }
 
 function startLane(records: DataView, l: number, wordsAt: number, memory: Uint8Array): void {

@@ -1,6 +1,6 @@
-// Assembles the part of WebAssembly's text format that kernel-text.ts is written in: one imported memory, functions with
-// named parameters and locals, folded instructions. The text is the source; nothing binary is kept. Does not check
-// types: the engine does when it compiles the module.
+// Assembles the part of the WebAssembly text format that decode-text.ts and encode-text.ts are written in: one imported
+// memory, functions with named parameters and locals, folded instructions. The text is the source; nothing binary is kept.
+// Does not check types: the engine does when it compiles the module.
 
 import { invariant } from '../../../base/errors.ts';
 
@@ -15,11 +15,9 @@ const PLAIN: Readonly<Record<string, readonly number[]>> = {
   select: [0x1b],
   'i32.eqz': [0x45],
   'i32.eq': [0x46],
-  'i32.ne': [0x47],
   'i32.lt_s': [0x48],
   'i32.lt_u': [0x49],
   'i32.gt_s': [0x4a],
-  'i32.gt_u': [0x4b],
   'i32.le_s': [0x4c],
   'i32.ge_s': [0x4e],
   'i32.ge_u': [0x4f],
@@ -68,6 +66,9 @@ const PLAIN: Readonly<Record<string, readonly number[]>> = {
   'i32x4.trunc_sat_f64x2_s_zero': [0xfd, 0xfc, 0x01],
   'i32x4.extract_low': [0xfd, 0x1b, 0],
   'i32x4.extract_next': [0xfd, 0x1b, 1],
+  'i64x2.extract_low': [0xfd, 0x1d, 0],
+  'f32x4.extract_low': [0xfd, 0x1f, 0],
+  'f32x4.mul': [0xfd, 0xe6, 0x01],
 };
 
 /** Loads and stores: opcode, log2 of the natural alignment. */
@@ -75,18 +76,16 @@ const MEMORY: Readonly<Record<string, readonly [opcode: readonly number[], align
   'i32.load': [[0x28], 2],
   'i64.load': [[0x29], 3],
   'f32.load': [[0x2a], 2],
-  'f64.load': [[0x2b], 3],
   'i32.load8_u': [[0x2d], 0],
   'i32.load16_s': [[0x2e], 1],
   'i32.load16_u': [[0x2f], 1],
   'i32.store': [[0x36], 2],
+  'i64.store': [[0x37], 3],
   'f32.store': [[0x38], 2],
-  'i32.store8': [[0x3a], 0],
   'i32.store16': [[0x3b], 1],
   'v128.load': [[0xfd, 0x00], 4],
   'v128.load32_splat': [[0xfd, 0x09], 2],
   'v128.load64_zero': [[0xfd, 0x5d], 3],
-  'v128.store': [[0xfd, 0x0b], 4],
 };
 
 /** Magic number and version. */

@@ -2,7 +2,7 @@
 // Does not know chunks or plans.
 
 import { invariant } from '../../../base/errors.ts';
-import { PROBABILITY_SCALE, fillEncoder, fillSlots } from '../../entropy/rans.ts';
+import { PROBABILITY_BITS, PROBABILITY_SCALE, fillEncoder } from '../../entropy/rans.ts';
 import { CLASS_MIN } from '../classes.ts';
 import type { TableFamily } from '../family.ts';
 import { prepareDecisions, reconstruct } from '../symbolise.ts';
@@ -17,23 +17,24 @@ import {
   symbolCount,
 } from '../symbols.ts';
 import { assembleModule } from './assemble.ts';
-import { KERNEL_TEXT } from './kernel-text.ts';
+import { DECODE_TEXT } from './decode-text.ts';
+import { ENCODE_TEXT } from './encode-text.ts';
 import {
   CENTROIDS,
   CHUNK,
   DECISIONS,
   ENCODER,
   ENCODER_BYTES,
-  MAGNITUDES,
+  ENTRIES,
+  ENTRY_BYTES,
   PAIR_ESCAPE_MARK,
-  SLOTS,
-  VALUES,
+  SYMBOLS,
   WEIGHTS,
 } from './layout.ts';
 
 const PAGE_BYTES = 65_536;
 
-/** The functions of kernel-text.ts. All parameters but `scale` are i32, addresses in bytes. */
+/** The functions of decode-text.ts and encode-text.ts. All parameters but `scale` are i32, addresses in bytes. */
 export interface KernelFunctions {
   decode(pairs: number, laneEnd: number, pairClasses: number, componentClasses: number): void;
   symbolise(
@@ -77,7 +78,7 @@ const kernels = new WeakMap<TableFamily, Kernel>();
 export function kernelOf(family: TableFamily): Kernel {
   const known = kernels.get(family);
   if (known !== undefined) return known;
-  compiled ??= new WebAssembly.Module(assembleModule(KERNEL_TEXT));
+  compiled ??= new WebAssembly.Module(assembleModule(DECODE_TEXT + ENCODE_TEXT));
   const memory = new WebAssembly.Memory({ initial: Math.ceil(CHUNK / PAGE_BYTES) });
   const instance = new WebAssembly.Instance(compiled, { kvtc: { memory } });
   loadTables(memory.buffer, family);
@@ -96,34 +97,42 @@ export function kernelOf(family: TableFamily): Kernel {
 
 function loadTables(buffer: ArrayBuffer, family: TableFamily): void {
   const { frequencies, centroids, weights } = family;
-  const slots = new Int32Array(buffer, SLOTS, TABLES * PROBABILITY_SCALE);
-  const values = new Float32Array(buffer, VALUES, 2 * TABLES * ENTRY_STRIDE);
-  const magnitudes = new Uint8Array(buffer, MAGNITUDES, TABLES * ENTRY_STRIDE);
-  const encoder = new DataView(buffer);
+  const symbols = new Uint8Array(buffer, SYMBOLS, TABLES * PROBABILITY_SCALE);
+  const view = new DataView(buffer);
+  const entry = (index: number, a: number, b: number, magnitude: number): void => {
+    const at = ENTRIES + ENTRY_BYTES * index;
+    view.setFloat32(at + 4, a, true);
+    view.setFloat32(at + 8, b, true);
+    view.setInt32(at + 12, magnitude, true);
+  };
   for (let table = 0; table < TABLES; table++) {
     const first = table * ENTRY_STRIDE;
     const own = frequencies.subarray(first, first + symbolCount(table));
-    fillSlots(own, slots, table * PROBABILITY_SCALE);
-    fillEncoder(own, encoder, ENCODER + ENCODER_BYTES * first);
+    let start = 0;
+    for (const [symbol, frequency] of own.entries()) {
+      const slot = table * PROBABILITY_SCALE + start;
+      symbols.fill(symbol, slot, slot + frequency);
+      view.setInt32(ENTRIES + ENTRY_BYTES * (first + symbol), (frequency << PROBABILITY_BITS) | start, true);
+      start += frequency;
+    }
+    fillEncoder(own, view, ENCODER + ENCODER_BYTES * first);
     if (table < SINGLE_TABLES) {
       for (let q = -SINGLE_REACH; q <= SINGLE_REACH; q++) {
-        values[2 * (first + q + SINGLE_REACH)] = reconstruct(q, centroids, table);
-        magnitudes[first + q + SINGLE_REACH] = Math.abs(q);
+        entry(first + q + SINGLE_REACH, reconstruct(q, centroids, table), 0, Math.abs(q));
       }
-      magnitudes[first + SINGLE_ESCAPE] = SINGLE_REACH + 1;
+      entry(first + SINGLE_ESCAPE, 0, 0, SINGLE_REACH + 1);
       continue;
     }
     const row = table - SINGLE_TABLES;
     const reach = pairReach(row + CLASS_MIN);
-    let entry = first;
+    let pair = first;
     for (let a = -reach; a <= reach; a++) {
-      for (let b = -reach; b <= reach; b++, entry++) {
-        values[2 * entry] = reconstruct(a, centroids, row);
-        values[2 * entry + 1] = reconstruct(b, centroids, row);
-        magnitudes[entry] = Math.abs(a) + Math.abs(b);
+      for (let b = -reach; b <= reach; b++, pair++) {
+        const values = [reconstruct(a, centroids, row), reconstruct(b, centroids, row)] as const;
+        entry(pair, ...values, Math.abs(a) + Math.abs(b));
       }
     }
-    magnitudes[entry] = PAIR_ESCAPE_MARK;
+    entry(pair, 0, 0, PAIR_ESCAPE_MARK);
   }
   new Int32Array(buffer, WEIGHTS, SINGLE_CLASS_MAX - CLASS_MIN + 1).set(weights);
   new Float32Array(buffer, CENTROIDS, centroids.length).set(centroids);

@@ -1,20 +1,21 @@
 // Where things lie in a kernel's memory. Tables of one family come first and stay; what belongs to a chunk follows.
-// Addresses in bytes. Known to kernel-text.ts, which computes with them, and kernel.ts, which fills them.
+// Addresses in bytes. Known to decode-text.ts and encode-text.ts, which compute with them, and kernel.ts, which fills them.
 
-import { BLOCK_COMPONENTS } from '../classes.ts';
 import { CELLS } from '../family.ts';
 import { MAX_LANES } from '../frame.ts';
 import { ENTRY_STRIDE, TABLES } from '../symbols.ts';
 import { PROBABILITY_SCALE } from '../../entropy/rans.ts';
 
-/** i32[TABLES, PROBABILITY_SCALE] */
-export const SLOTS = 0;
-/** f32[TABLES · ENTRY_STRIDE, 2] */
-export const VALUES = SLOTS + 4 * TABLES * PROBABILITY_SCALE;
-/** u8[TABLES · ENTRY_STRIDE]; the escape of a pair is PAIR_ESCAPE_MARK. */
-export const MAGNITUDES = VALUES + 8 * TABLES * ENTRY_STRIDE;
+/** u8[TABLES, PROBABILITY_SCALE]: the symbol of every slot. Bytes, so that the tables in use stay in the nearest cache. */
+export const SYMBOLS = 0;
+/**
+ * Per entry: i32 frequency · 4096 + start, f32[2] values in steps, i32 magnitude (PAIR_ESCAPE_MARK for the escape of a
+ * pair). One place in memory then gives all that a symbol brings.
+ */
+export const ENTRIES = SYMBOLS + TABLES * PROBABILITY_SCALE;
+export const ENTRY_BYTES = 16;
 /** i32[64]: what a magnitude counts, by base class from CLASS_MIN on. */
-export const WEIGHTS = MAGNITUDES + TABLES * ENTRY_STRIDE;
+export const WEIGHTS = ENTRIES + ENTRY_BYTES * TABLES * ENTRY_STRIDE;
 /** f32[SINGLE_TABLES · CELLS] */
 export const CENTROIDS = WEIGHTS + 4 * 64;
 /** i32[SINGLE_TABLES · CELLS] */
@@ -23,14 +24,11 @@ export const DECISIONS = CENTROIDS + 4 * 64;
 export const ENCODER = DECISIONS + 4 * 64;
 export const ENCODER_BYTES = 16;
 export const CLASS_ENCODER = ENCODER + ENCODER_BYTES * TABLES * ENTRY_STRIDE;
-/** One block of f32 components per lane. */
-export const BLOCKS = CLASS_ENCODER + ENCODER_BYTES * 16;
-export const BLOCK_BYTES = 4 * BLOCK_COMPONENTS;
-/** One record per lane, see LANE. */
-export const LANES = BLOCKS + BLOCK_BYTES * MAX_LANES;
+/** One record per lane, see LANE; lanes are decoded two at a time. */
+export const LANES = CLASS_ENCODER + ENCODER_BYTES * 16;
 export const LANE_BYTES = 64;
 /** First byte of what belongs to a chunk. */
-export const CHUNK = LANES + LANE_BYTES * MAX_LANES;
+export const CHUNK = LANES + LANE_BYTES * (MAX_LANES + (MAX_LANES % 2));
 
 /** Fields of a lane's record. */
 export const LANE = {
@@ -50,7 +48,7 @@ export const LANE = {
   row: 32,
 } as const;
 
-/** Stands in MAGNITUDES for the escape of a pair: no sum of two magnitudes is as large. */
+/** Stands for the magnitude of a pair's escape: no sum of two magnitudes is as large. */
 export const PAIR_ESCAPE_MARK = 255;
 
 export const CENTROID_ROW_BYTES = 4 * CELLS;
