@@ -18,6 +18,7 @@ import { openTransforms } from '../src/cache/transforms.ts';
 import { readSensitivity, writeSensitivity } from '../src/calibration/sensitivity-file.ts';
 import { canonicalJson } from '../src/container/canonical-json.ts';
 import { SectionKind } from '../src/container/format.ts';
+import { timeEntropy } from '../src/evaluation/entropy-speed.ts';
 import { openContainer } from '../src/container/reader.ts';
 import { readGguf } from '../src/engines/llama/gguf.ts';
 import { gatherRows, parseState, rowBytesOf } from '../src/engines/llama/state.ts';
@@ -312,4 +313,19 @@ test('inspect tells what the profile serves', async () => {
     [...gguf.tensors.values()].reduce((sum, { dims }) => sum + dims.reduce((a, b) => a * b, 1), 0),
   );
   assert.equal(found.parameterShare, found.matrixEntries / parameters);
+});
+
+test('the entropy stage is timed on a container’s own chunks, which it codes again to the same bytes', async () => {
+  await withCoder(paths.steps, async (coder) => {
+    assert.ok(coder.profile.codec === 'wtc');
+    for (const ratio of [8, 16]) {
+      const { bytes } = await through(coder, { ratio });
+      const container = await openContainer(bytes);
+      const { symbols, decodeMs, encodeMs } = await timeEntropy(container, coder.profile, 3);
+      const most = container.chunks.reduce((sum, chunk) => sum + chunk.endToken - chunk.startToken, 0) * 1e4;
+      assert.ok(symbols > 0 && symbols < most && symbols % 2 === 0);
+      assert.deepEqual([decodeMs.length, encodeMs.length], [3, 3]);
+      await container.close();
+    }
+  });
 });

@@ -23,6 +23,7 @@ import { convertState } from '../engines/llama/state.ts';
 import { openGgmlBackend } from '../linalg/ggml/backend.ts';
 import type { Profile } from '../profile/profile.ts';
 import { openProfile } from '../profile/open-profile.ts';
+import { timeEntropy } from './entropy-speed.ts';
 
 export interface BenchOptions extends RunOptions {
   readonly modelPath: string;
@@ -63,6 +64,8 @@ export interface BenchResult {
   readonly productsGflops: Spread;
   /** What restore would take if only its products took time. */
   readonly restoreBoundMs: number;
+  /** Coefficients a second on one thread, of profiles of codec wtc. */
+  readonly entropy: { readonly decodePerSecond: Spread; readonly encodePerSecond: Spread } | null;
   readonly memory: readonly MemoryFigure[];
   /** Peak of a process that loads the engine's numeric library and does nothing: part of every peak in `memory`. */
   readonly idlePeakRssBytes: number;
@@ -132,6 +135,7 @@ export async function bench(options: BenchOptions): Promise<BenchResult> {
       signal,
       onEvent,
     });
+    const entropy = await measureEntropy(path, profile, runs);
     const products = await timeProducts(transforms, ratio, runs);
     const memory: MemoryFigure[] = [];
     for (const count of memoryTokens) {
@@ -158,6 +162,7 @@ export async function bench(options: BenchOptions): Promise<BenchResult> {
       compressOverRestore: timed.compressMs.median / timed.restoreMs.median,
       productsGflops: products.gflops,
       restoreBoundMs: flops / (products.gflops.median * 1e6),
+      entropy,
       memory,
       idlePeakRssBytes: await idlePeak(signal),
       machine: {
@@ -215,6 +220,19 @@ async function timeCodec(
     restoreMs.push(performance.now() - startedMs);
   }
   return { compressMs: spread(compressMs), restoreMs: spread(restoreMs), loadBasesMs };
+}
+
+/** Of the container that was timed. */
+async function measureEntropy(path: string, profile: Profile, runs: number): Promise<BenchResult['entropy']> {
+  if (profile.codec !== 'wtc') return null;
+  const container = await openContainer(path);
+  try {
+    const { symbols, decodeMs, encodeMs } = await timeEntropy(container, profile, runs);
+    const perSecond = (times: readonly number[]): Spread => spread(times.map((ms) => (1000 * symbols) / ms));
+    return { decodePerSecond: perSecond(decodeMs), encodePerSecond: perSecond(encodeMs) };
+  } finally {
+    await container.close();
+  }
 }
 
 /** Coefficients of 256 tokens times the synthesis matrices of both streams, without anything around them. */
@@ -292,7 +310,7 @@ async function measureMemory(
       '-o',
       containerPath,
     ],
-    restore: ['restore', containerPath, '--profile', options.profilePath, '-o', backPath],
+    restore: ['restore', containerPath, '--profile', options.profilePath, '--model', options.modelPath, '-o', backPath],
   };
   const figures: MemoryFigure[] = [];
   for (const verb of ['compress', 'restore'] as const) {

@@ -17,6 +17,7 @@ const SPEEDUP_BOUNDS: Readonly<Record<string, { readonly bound: number; readonly
 };
 const MEMORY_BOUND_BYTES = 200e6;
 const PRODUCTS_BOUND_GFLOPS = 110;
+const ENTROPY_BOUNDS = { decode: 200e6, encode: 120e6 } as const;
 const COMPRESS_OVER_RESTORE_BOUND = 1.5;
 /** Of SmolLM2 after 100 000 tokens of calibration, by weights and ratio. */
 const KL_BOUNDS: Readonly<Record<string, Readonly<Record<number, number>>>> = {
@@ -33,7 +34,7 @@ const RANK = 3072;
 interface Figure {
   readonly name: string;
   readonly value: number;
-  readonly unit: 'ratio' | 'ms' | 'bytes' | 'gflops' | 'nats';
+  readonly unit: 'ratio' | 'ms' | 'bytes' | 'gflops' | 'nats' | 'symbols';
   readonly least?: number | undefined;
   readonly most?: number | undefined;
   readonly aim?: number | undefined;
@@ -48,6 +49,7 @@ export const verb: Verb = {
     options: {
       model: { value: 'MODEL', fallback: 'smollm2-135m', help: 'path of a GGUF file, or the name of a pulled model' },
       profile: { value: 'PROFILE', help: 'a profile of the model; without it one is made from the corpora and kept' },
+      ratio: { value: 'R', fallback: '16', help: 'ratio to compress at' },
       tokens: { value: 'N', fallback: '100000', help: 'tokens to calibrate that profile on' },
       calibration: { help: 'time a calibration on 20 000 tokens too' },
       quality: { help: 'measure KL too, on exact weights and on the weights as they are; takes long' },
@@ -67,7 +69,7 @@ export const verb: Verb = {
     const texts = await heldOutTexts();
     const book = texts.find((text) => text.kind === 'moby-dick')?.text ?? '';
     const { profilePath, calibration } = await profileFor(args, context, modelPath, tokens);
-    const speed = await bench({ ...context, modelPath, profilePath, text: book });
+    const speed = await bench({ ...context, modelPath, profilePath, text: book, ratio: args.positive('ratio') });
     const runPath = `${profilePath}.run.jsonl`;
     const asked = { modelPath, profilePath, texts, documents, runPath };
     const quality = args.has('quality') ? await judge(context, asked) : [];
@@ -194,6 +196,16 @@ function speedFigures(name: string, speed: BenchResult): Figure[] {
       most: COMPRESS_OVER_RESTORE_BOUND,
     }),
     figure({ name: 'products', value: speed.productsGflops.median, unit: 'gflops', least: PRODUCTS_BOUND_GFLOPS }),
+    ...(speed.entropy === null
+      ? []
+      : (['decode', 'encode'] as const).map((what) =>
+          figure({
+            name: `entropy stage, ${what}, one core`,
+            value: (speed.entropy as NonNullable<BenchResult['entropy']>)[`${what}PerSecond`].median,
+            unit: 'symbols',
+            least: ENTROPY_BOUNDS[what],
+          }),
+        )),
     ...speed.memory.map(({ verb: what, tokens, aboveStateBytes }) =>
       figure({
         name: `memory above engine and state, ${what} ${formatCount(tokens)} tokens`,
@@ -242,6 +254,7 @@ function benchText(speed: BenchResult, figures: readonly Figure[]): string {
     if (unit === 'ms') return formatDuration(value);
     if (unit === 'bytes') return formatBytes(value);
     if (unit === 'nats') return formatSmall(value);
+    if (unit === 'symbols') return `${(value / 1e6).toFixed(0)} M/s`;
     return unit === 'ratio' ? formatRatio(value) : `${value.toFixed(0)} GFLOP/s`;
   };
   const bound = ({ least, most, unit }: Figure): string => {
