@@ -315,7 +315,7 @@ test('inspect tells what the profile serves', async () => {
   assert.equal(found.parameterShare, found.matrixEntries / parameters);
 });
 
-test('the entropy stage is timed on a container’s own chunks, which it codes again to the same bytes', async () => {
+test('the entropy stage is timed on a container’s own chunks', async () => {
   await withCoder(paths.steps, async (coder) => {
     assert.ok(coder.profile.codec === 'wtc');
     for (const ratio of [8, 16]) {
