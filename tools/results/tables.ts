@@ -50,7 +50,7 @@ function proofText(models: readonly ModelResults[]): string {
   );
   if (lines.length === 0) return '';
   const heading = ['', ...EQUAL_HEADING, RETRIEVAL_HEADING];
-  return `## Both codecs at equal loss\n\nEach model's in one run, read off between measured ratios and never beyond them:\n\n${markdown(heading, lines)}`;
+  return `## Both codecs at equal loss\n\nEach model's in one run, read off between measured ratios and never beyond them; no retrieval where the exact cache answers nothing:\n\n${markdown(heading, lines)}`;
 }
 
 function modelText(model: ModelResults, explanations: Readonly<Record<string, string>>): string {
