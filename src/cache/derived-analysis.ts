@@ -11,8 +11,8 @@ import type { HeadMetric } from '../profile/profile.ts';
  */
 const LEADING = 256;
 
-/** Rows computed at a time: a product for every head each time is dear for few rows. 15 MB where p is 7 168. */
-const BLOCK_ROWS = 512;
+/** Rows computed at a time: a product for every head each time is dear for few rows. 7 MB where p is 7 168, three times over. */
+const BLOCK_ROWS = 256;
 
 /**
  * Hands `use` the analysis of `synthesis` [rank, p] as a source that computes rows when read, valid until `use` ends. Read

@@ -5,6 +5,7 @@ import { totalmem } from 'node:os';
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
+import { inTurn } from '../base/in-turn.ts';
 import type { CacheGeometry, LayerRange, StreamKind } from '../base/geometry.ts';
 import { STREAMS, elementBytes, layerWidth, streamWidth } from '../base/geometry.ts';
 import type { ChunkEntry, Container, ContainerHeader } from '../container/types.ts';
@@ -183,24 +184,17 @@ async function eachRestoredGroup(
   const { header, positions } = container;
   const decoder = createChunkDecoder(header, transforms.profile, await transforms.means(container.tokens));
   const pool = floatPool();
-  // One after the other: else all decode before the first is multiplied, and products wait for this thread.
-  let decoded: Promise<unknown> = Promise.resolve();
-  const decode = async (group: ChunkGroup) => {
-    const before = decoded;
-    const decoding = (async () => {
-      await before;
-      throwIfAborted(signal);
-      const stored = await Promise.all(group.chunks.map((chunk) => container.readChunk(chunk)));
-      return decoder.decode(stored, group, pool);
-    })();
-    decoded = decoding.catch(() => undefined);
-    return decoding;
-  };
+  // Else all decode before the first is multiplied, and products wait for this thread.
+  const decode = inTurn();
   await mapInOrder(
     groupChunks(container.chunks),
     PIPELINE_GROUPS,
     async (group) => {
-      const { coefficients, rank, leading } = await decode(group);
+      const { coefficients, rank, leading } = await decode(async () => {
+        throwIfAborted(signal);
+        const stored = await Promise.all(group.chunks.map((chunk) => container.readChunk(chunk)));
+        return decoder.decode(stored, group, pool);
+      });
       const { stream, startToken, endToken } = group;
       const synthesis = await transforms.synthesis(stream, rank, header.elementTypes[stream]);
       const to = target(group);

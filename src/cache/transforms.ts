@@ -5,6 +5,7 @@
 import type { ElementType, StreamKind } from '../base/geometry.ts';
 import { headDim } from '../base/geometry.ts';
 import { KvtcError } from '../base/errors.ts';
+import { inTurn } from '../base/in-turn.ts';
 import type {
   Analysis,
   Backend,
@@ -70,6 +71,8 @@ export function openTransforms(profile: Profile, backend: Backend, options: Tran
     rope: stream === 'key' ? profile.model.rope : null,
     precision,
   });
+  // Deriving keeps all cores busy by itself, and takes tens of megabytes.
+  const derive = inTurn();
   const prepareAnalysis = async (stream: StreamKind, rank: number, element: ElementType): Promise<Analysis> => {
     const { analysis, synthesis: whole } = profile.stream(stream);
     const synthesis = firstRows(whole, rank);
@@ -77,7 +80,7 @@ export function openTransforms(profile: Profile, backend: Backend, options: Tran
       backend.prepareAnalysis({ ...spec(stream, synthesis, element), analysis: matrix });
     return 'read' in analysis
       ? prepare(firstRows(analysis, rank))
-      : withDerivedAnalysis(synthesis, analysis, backend, prepare);
+      : derive(() => withDerivedAnalysis(synthesis, analysis, backend, prepare));
   };
   const prepareSynthesis = async (stream: StreamKind, rank: number, element: ElementType): Promise<Synthesis> =>
     backend.prepareSynthesis(spec(stream, firstRows(profile.stream(stream).synthesis, rank), element));
