@@ -31,9 +31,7 @@ import { CENTROID_ROW_BYTES, DECISIONS, ENCODER_BYTES, WEIGHTS } from './layout.
 const MAX_Q = SINGLE_REACH + MAX_EXCESS - 1;
 
 /** Address of 16 zero bytes: the unused end of the weights. */
-function ZEROS(): number {
-  return WEIGHTS + 4 * 48;
-}
+const ZEROS = WEIGHTS + 4 * 48;
 
 const pushRaw = (value: string, bits: string): string => `
   (i32.store ${get('at')} ${sub(i32(-1), `(i32.or (i32.shl ${value} ${i32(4)}) ${bits})`)})
@@ -125,7 +123,7 @@ export const ENCODE_TEXT = `
         (local.set $m (i32x4.abs ${get('w')}))
         (local.set $s (i32x4.shr_s ${get('w')} ${i32(31)}))
         (local.set $w (i32x4.sub (i32x4.sub
-          (i32x4.max_s (i32x4.shr_s (i32x4.sub ${get('m')} (v128.load32_splat offset=${DECISIONS + 8} ${get('own')})) ${i32(DECISION_BITS)}) (v128.load ${i32(ZEROS())}))
+          (i32x4.max_s (i32x4.shr_s (i32x4.sub ${get('m')} (v128.load32_splat offset=${DECISIONS + 8} ${get('own')})) ${i32(DECISION_BITS)}) (v128.load ${i32(ZEROS)}))
           (i32x4.gt_s ${get('m')} (v128.load32_splat offset=${DECISIONS} ${get('own')})))
           (i32x4.gt_s ${get('m')} (v128.load32_splat offset=${DECISIONS + 4} ${get('own')}))))
         ${set('size', add(`(i32x4.extract_low ${get('w')})`, `(i32x4.extract_next ${get('w')})`))}

@@ -18,15 +18,16 @@ export const absolute = (name: string): string => {
   return sub(`(i32.xor ${get(name)} ${sign})`, sign);
 };
 
-/** Class shift from observed and expected magnitudes, as an expression. */
 const ratioAtLeast = (ratio: number): string =>
   `(i64.ge_s ${get('scaled')} (i64.mul ${get('base')} (i64.const ${ratio})))`;
 const ratioBelow = (ratio: number): string =>
   `(i64.lt_s ${get('scaled')} (i64.mul ${get('base')} (i64.const ${ratio})))`;
+/** Class shift of the magnitudes that setRatio took, as an expression. */
 export const classShift = sub(
   add(ratioAtLeast(SHIFT_RATIOS.one), ratioAtLeast(SHIFT_RATIOS.two)),
   add(ratioBelow(SHIFT_RATIOS.minusOne), ratioBelow(SHIFT_RATIOS.minusTwo)),
 );
+/** $scaled and $base ← observed and expected magnitudes, as classShift compares them. */
 export const setRatio = (observed: string, expected: string): string => `
   (local.set $scaled (i64.mul (i64.extend_i32_s ${add(observed, i32(SHIFT_PRIOR))}) (i64.const 1024)))
   (local.set $base (i64.extend_i32_s ${add(expected, i32(SHIFT_PRIOR))}))`;
