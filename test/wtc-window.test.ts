@@ -7,6 +7,7 @@ import { floatPool } from '../src/base/float-pool.ts';
 import { openContainer } from '../src/container/reader.ts';
 import { memoryTarget } from '../src/container/target.ts';
 import { openModel } from '../src/engines/llama/session.ts';
+import { TERM_BLOCK } from '../src/linalg/backend.ts';
 import { TOKENS, makeWtcWorld, withCoder } from './wtc-world.ts';
 
 const { world, state, tokens, paths, relativeError, through } = await makeWtcWorld();
@@ -51,11 +52,20 @@ describe('the newest tokens', () => {
       const chunkDecoder = createChunkDecoder(container.header, coder.profile);
       const [usual, finer] = ranksInUse(coder.profile, { ratio, window: 128 });
       assert.ok(usual.key < finer.key && usual.value < finer.value);
-      const pool = floatPool();
+      // What a product reads is set, whatever the buffer held.
+      const pool = { ...floatPool(), take: (length: number) => new Float32Array(length).fill(NaN) };
       for (const chunk of container.chunks.filter(({ startToken }) => startToken > 1)) {
         const stored = await container.readChunk(chunk);
-        const { leading } = await chunkDecoder.decode([stored], { ...chunk, chunks: [chunk] }, pool);
+        const { coefficients, rank, leading } = await chunkDecoder.decode(
+          [stored],
+          { ...chunk, chunks: [chunk] },
+          pool,
+        );
         const most = Math.max(...(leading ?? []));
+        const read = Math.min(rank, Math.ceil(most / TERM_BLOCK) * TERM_BLOCK);
+        for (let row = 0; row < coefficients.length; row += rank) {
+          assert.ok(coefficients.subarray(row, row + read).every(Number.isFinite));
+        }
         const [from, to] = chunk.endToken > TOKENS - 128 ? [usual, finer] : [{ key: 0, value: 0 }, usual];
         const within = most > from[chunk.stream] && most <= to[chunk.stream];
         assert.ok(within, `${chunk.stream} from ${chunk.startToken}: ${most}`);

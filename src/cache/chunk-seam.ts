@@ -69,7 +69,7 @@ export interface ChunkGroup extends TokenRange {
 }
 
 export interface DecodedChunks {
-  /** f32[tokens, rank] */
+  /** f32[tokens, rank]; defined as far as products read them, see Coefficients. */
   readonly coefficients: Float32Array;
   readonly rank: number;
   /** i32[tokens]: how many of a token's come before nothing but zeros. Absent: all. */

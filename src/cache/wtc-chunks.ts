@@ -25,6 +25,7 @@ import {
 } from '../codec/wtc/plan.ts';
 import { WTC_CODEC_ID, decodeWtcChunk, encodeWtcChunk } from '../codec/wtc/wtc-codec.ts';
 import type { ContainerHeader } from '../container/types.ts';
+import { TERM_BLOCK } from '../linalg/backend.ts';
 import type { StepPoint, WtcProfile } from '../profile/profile.ts';
 import type { ChunkDecoder, ChunkEncoder, CodingOptions } from './chunk-seam.ts';
 import { DEFAULT_RATIO, checkRank } from './chunk-seam.ts';
@@ -221,6 +222,7 @@ export function createWtcDecoder(
           coded[first + t] = 2 * codedPairs(plan.pairClasses, classes[t]!, plan.cut);
         }
       }
+      clearUncoded(coefficients, rank, coded);
       // What is expected of components that a token does not code says little, and costs as much time as others.
       const told = coded.map((count) => (means === null ? 0 : Math.min(expected, count)));
       const leading = leadingCounts(coefficients, rank, told, coded);
@@ -270,6 +272,13 @@ function widenedRows(values: Float32Array, rows: number, from: number, to: numbe
   const out = new Float32Array(rows * to);
   for (let row = 0; row < rows; row++) out.set(values.subarray(row * from, (row + 1) * from), row * to);
   return out;
+}
+
+/** Sets f32[rows, rank] to zero from each row's count on, as far as a product may read. */
+function clearUncoded(values: Float32Array, rank: number, counts: Int32Array): void {
+  const most = counts.reduce((a, b) => Math.max(a, b), 1);
+  const read = Math.min(rank, Math.ceil(most / TERM_BLOCK) * TERM_BLOCK);
+  counts.forEach((count, row) => values.fill(0, row * rank + count, row * rank + read));
 }
 
 /** i32[rows]: how many of each row of f32[rows, rank] come before nothing but zeros, between the row's own bounds. */

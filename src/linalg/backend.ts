@@ -57,11 +57,17 @@ export interface Analysis {
   close(): void;
 }
 
+/** Products take coefficients in whole blocks of so many. */
+export const TERM_BLOCK = 32;
+
 /** Coefficients of some tokens. */
 export interface Coefficients {
   /** f32[tokens, rank] */
   readonly values: Float32Array;
-  /** i32[tokens]: how many of a token's come before nothing but zeros, which a product may leave out. Default: all. */
+  /**
+   * i32[tokens]: how many of a token's come before nothing but zeros, which a product may leave out. It reads none beyond the
+   * most of any token, rounded up to TERM_BLOCK. Default: all.
+   */
   readonly leading?: Int32Array | undefined;
 }
 

@@ -59,7 +59,10 @@ describe('the encoder constants', () => {
     const view = new DataView(new ArrayBuffer(32));
     for (let f = 1; f <= PROBABILITY_SCALE; f++) {
       fillEncoder([PROBABILITY_SCALE - f, f], view, 0);
-      assert.deepEqual([view.getUint32(24, true), view.getUint32(28, true)], [f, PROBABILITY_SCALE - f]);
+      assert.deepEqual(
+        [view.getUint32(24, true), view.getUint16(28, true), view.getUint16(30, true)],
+        [f * 2 ** 19, PROBABILITY_SCALE - f, PROBABILITY_SCALE - f],
+      );
       const reciprocal = view.getBigUint64(16, true);
       const limit = f * 2 ** 19;
       for (const state of [

@@ -73,8 +73,8 @@ export function fillSlots(frequencies: ArrayLike<number>, slots: Int32Array, off
 const ENCODER_BYTES = 16;
 
 /**
- * Writes the encoding constants of a table, 16 bytes a symbol, at `offsetBytes`: u64 ⌈2^43 / f⌉, u32 f, u32 start, all
- * little-endian. A state that may be coded is below f · 2^19, so ⌊state · ⌈2^43 / f⌉ / 2^43⌋ is ⌊state / f⌋ exactly and the
+ * Writes the encoding constants of a table, 16 bytes a symbol, at `offsetBytes`: u64 ⌈2^43 / f⌉, u32 f · 2^19, from which
+ * on a state gives a word away, u16 4096 − f, u16 start, all little-endian. A state that may be coded is below f · 2^19, so ⌊state · ⌈2^43 / f⌉ / 2^43⌋ is ⌊state / f⌋ exactly and the
  * product stays below 2^63. Symbols of frequency 0 get zeros.
  */
 export function fillEncoder(frequencies: ArrayLike<number>, view: DataView, offsetBytes: number): void {
@@ -83,8 +83,9 @@ export function fillEncoder(frequencies: ArrayLike<number>, view: DataView, offs
     const f = frequencies[s]!;
     const at = offsetBytes + ENCODER_BYTES * s;
     view.setBigUint64(at, f === 0 ? 0n : BigInt(Math.ceil(2 ** 43 / f)), true);
-    view.setUint32(at + 8, f, true);
-    view.setUint32(at + 12, start, true);
+    view.setUint32(at + 8, f * 2 ** 19, true);
+    view.setUint16(at + 12, f === 0 ? 0 : PROBABILITY_SCALE - f, true);
+    view.setUint16(at + 14, f === 0 ? 0 : start, true);
     start += f;
   }
 }

@@ -17,8 +17,9 @@ import type { WtcPlan } from './plan.ts';
 const WORD_BYTES_PER_COMPONENT = 12;
 
 /**
- * Fills `out` f32[tokenCount, plan.rank] and `tokenClasses` i8[tokenCount] from a parsed frame. Integers are the same on
- * every machine; a coefficient is the f32 product of two f32 numbers. Throws KVTC_CHUNK_MALFORMED.
+ * Fills the coded part of every row of `out` f32[tokenCount, plan.rank], and `tokenClasses` i8[tokenCount], from a parsed
+ * frame. Integers are the same on every machine; a coefficient is the f32 product of two f32 numbers. Throws
+ * KVTC_CHUNK_MALFORMED.
  */
 export function decodeLanes(
   frame: ChunkFrame,
@@ -31,12 +32,13 @@ export function decodeLanes(
   const { rank } = plan;
   const kernel = kernelOf(plan.family);
   const slackBytes = WORD_BYTES_PER_COMPONENT * rank + 16;
-  const room = planRoom(plan, [words.length + slackBytes, 4 * tokenCount * rank]);
+  const room = planRoom(plan, [words.length + slackBytes, 4 * lanes * rank]);
   const [wordsAt, rowsAt] = room.parts as [number, number];
   const memory = kernel.reserve(room.roomBytes);
   fillRoom(memory, room, plan);
   memory.set(words, wordsAt);
-  const rows = new Float32Array(memory.buffer, rowsAt, tokenCount * rank);
+  // A row of every lane: what a turn fills is in the nearest caches when it is taken out.
+  const rows = new Float32Array(memory.buffer, rowsAt, lanes * rank);
   const walked = lanes + (lanes % 2);
   const records = new DataView(memory.buffer, LANES, walked * LANE_BYTES);
   // Lanes walk two at a time: an odd one's companion has no pairs.
@@ -45,7 +47,6 @@ export function decodeLanes(
   const longest = Math.ceil(tokenCount / lanes);
   const laneEnd = LANES + walked * LANE_BYTES;
   const written = new Set<number>();
-  const coded = new Int32Array(tokenCount);
   for (let turn = 0; turn < longest; turn++) {
     let pairs = 0;
     for (let l = 0; l < lanes; l++) {
@@ -60,20 +61,18 @@ export function decodeLanes(
       const tokenClass = decodeTokenClass(records, at, memory, frame.tokenClassSlots);
       tokenClasses[token] = tokenClass;
       const count = codedPairs(plan.pairClasses, tokenClass, plan.cut);
-      startToken(records, at, memory, room, plan, { tokenClass, count, row: rowsAt + 4 * token * rank, written });
-      coded[token] = 2 * count;
+      startToken(records, at, memory, room, plan, { tokenClass, count, row: rowsAt + 4 * l * rank, written });
       pairs = Math.max(pairs, count);
     }
-    kernel.run.decode(pairs, laneEnd, room.pairClasses, room.componentClasses);
+    kernel.run.decode(pairs, laneEnd, room.pairClasses, room.runEnds, room.componentClasses);
+    for (let l = 0; l < lanes; l++) {
+      const token = laneTokens(tokenCount, lanes, l) + turn;
+      if (token >= laneTokens(tokenCount, lanes, l + 1)) continue;
+      const coded = 2 * records.getInt32(l * LANE_BYTES + LANE.pairCount, true);
+      out.set(rows.subarray(l * rank, l * rank + coded), token * rank);
+    }
   }
   for (let l = 0; l < lanes; l++) checkLane(records, l, laneStarts, wordsAt);
-  // Most of a row is not coded: the kernel leaves it as it was.
-  for (let token = 0; token < tokenCount; token++) {
-    const start = token * rank;
-    const end = start + coded[token]!;
-    out.set(rows.subarray(start, end), start);
-    out.fill(0, end, start + rank);
-  }
 }
 
 function startLane(records: DataView, l: number, wordsAt: number, memory: Uint8Array): void {

@@ -54,6 +54,7 @@ export function encodeLanes(
         2 * tokenClass,
         placeExpected(memory, room, plan, tokenClass, written),
         room.pairClasses,
+        room.runEnds,
         room.componentClasses,
         stepsAt,
       );

@@ -18,9 +18,9 @@ function planFor(step: number, cut = -5, rank = RANK): WtcPlan {
   return createWtcPlan({ stepIndex: stepIndexOf(step), rank, cut }, tables);
 }
 
-/** What decoding must give, straight from the encoder's integers. */
+/** What decoding must give, straight from the encoder's integers; NaN where a token codes nothing. */
 function rebuilt(coefficients: Float32Array, tokenClasses: Int8Array, plan: WtcPlan): Float32Array {
-  const out = new Float32Array(tokenClasses.length * plan.rank);
+  const out = new Float32Array(tokenClasses.length * plan.rank).fill(NaN);
   const token = createTokenSteps(plan.rank);
   tokenClasses.forEach((tokenClass, t) => {
     const step = tokenStep(plan.stepIndex, tokenClass);
@@ -91,9 +91,9 @@ describe('a wtc chunk', () => {
     const plan = planFor(1e6);
     const bytes = encodeWtcChunk(laplaceRows(16, RANK, 3), 16, new Int8Array(16), plan);
     assert.equal(bytes.length, 9 + 1 + 4);
-    const out = new Float32Array(16 * RANK).fill(1);
+    const out = new Float32Array(16 * RANK).fill(NaN);
     decodeWtcChunk(bytes, 16, plan, out);
-    assert.ok(out.every((value) => value === 0));
+    assert.ok(out.every(Number.isNaN));
   });
 
   it('is the same bytes for the same tokens', () => {

@@ -48,8 +48,9 @@ export function encodeWtcChunk(
 }
 
 /**
- * Fills `out` f32[tokenCount, plan.rank] and returns the token classes i8[tokenCount]. Memory is bounded by the chunk's
- * length and the plan. Throws KVTC_CHUNK_MALFORMED on bytes that no encoder writes.
+ * Puts what each token codes (codedPairs of its class) first in its row of `out` f32[tokenCount, plan.rank], where the rest,
+ * which stands for zeros, keeps its values; returns the token classes i8[tokenCount]. Memory is bounded by the chunk's length
+ * and the plan. Throws KVTC_CHUNK_MALFORMED on bytes that no encoder writes.
  */
 export function decodeWtcChunk(bytes: Uint8Array, tokenCount: number, plan: WtcPlan, out: Float32Array): Int8Array {
   invariant(tokenCount >= 1 && out.length >= tokenCount * plan.rank, `room for ${out.length} of ${tokenCount} tokens`);

@@ -1,19 +1,18 @@
 // Loads constant matrices into ggml tensors, block by block, so that a basis is never whole in memory as f32.
-// The contraction side is padded to 32 with zeros, because q8_0 packs 32 values.
+// The contraction side is padded with zeros to whole blocks of q8_0.
 // Does not know what the matrix is for.
 
 import type { MatrixSource, Precision } from '../backend.ts';
+import { TERM_BLOCK } from '../backend.ts';
 import type { ConstantTensor, GgmlDevice } from './device.ts';
 import { GGML_TYPE } from './library.ts';
 
-/** Values of a q8_0 block, and the padding unit of every contraction. */
-const BLOCK = 32;
 /** Rows read at a time: 64 rows of p = 40 960 are 10 MB. */
 const ROWS_PER_READ = 64;
 
-/** Next multiple of 32. */
+/** Next multiple of TERM_BLOCK, the values of a q8_0 block. */
 export function padded(count: number): number {
-  return Math.ceil(count / BLOCK) * BLOCK;
+  return Math.ceil(count / TERM_BLOCK) * TERM_BLOCK;
 }
 
 /** [rows, columns] as it is: a tensor of `rows` rows of padded(columns). */
@@ -54,22 +53,22 @@ export function loadTransposed(
   return device.constant(precision, width, columns, async (tensor) => {
     const { library } = device;
     const bytesPerRow = Number(library.rowBytes(type, width));
-    const bytesPerBlock = Number(library.rowBytes(type, BLOCK));
-    const block = new Float32Array(BLOCK * columns);
-    const turned = new Float32Array(columns * BLOCK);
+    const bytesPerBlock = Number(library.rowBytes(type, TERM_BLOCK));
+    const block = new Float32Array(TERM_BLOCK * columns);
+    const turned = new Float32Array(columns * TERM_BLOCK);
     const packed = new Uint8Array(precision === 'f32' ? 0 : columns * bytesPerBlock);
-    for (let row = 0; row < rows; row += BLOCK) {
-      const count = Math.min(BLOCK, rows - row);
+    for (let row = 0; row < rows; row += TERM_BLOCK) {
+      const count = Math.min(TERM_BLOCK, rows - row);
       await source.read(row, row + count, block.subarray(0, count * columns));
-      if (count < BLOCK) turned.fill(0);
+      if (count < TERM_BLOCK) turned.fill(0);
       for (let i = 0; i < count; i++) {
-        for (let j = 0, from = i * columns; j < columns; j++) turned[j * BLOCK + i] = block[from + j]!;
+        for (let j = 0, from = i * columns; j < columns; j++) turned[j * TERM_BLOCK + i] = block[from + j]!;
       }
-      if (precision !== 'f32') library.quantize(type, turned, packed, 0, columns, BLOCK, null);
+      if (precision !== 'f32') library.quantize(type, turned, packed, 0, columns, TERM_BLOCK, null);
       library.tensorSet2d(
         tensor,
         precision === 'f32' ? turned : packed,
-        (row / BLOCK) * bytesPerBlock,
+        (row / TERM_BLOCK) * bytesPerBlock,
         bytesPerBlock,
         columns,
         bytesPerRow,

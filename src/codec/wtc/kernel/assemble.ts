@@ -8,7 +8,9 @@ type Node = string | readonly Node[];
 
 const TYPES: Readonly<Record<string, number>> = { i32: 0x7f, i64: 0x7e, f32: 0x7d, f64: 0x7c, v128: 0x7b };
 
-/** Instructions without immediates; extract_low and extract_next stand for extract_lane 0 and 1. */
+/** Instructions without immediates; extract_low and extract_third stand for extract_lane 0 and 2,
+ * low_of_both,
+ * low_in_turn and high_in_turn for shuffles. */
 const PLAIN: Readonly<Record<string, readonly number[]>> = {
   return: [0x0f],
   drop: [0x1a],
@@ -21,6 +23,7 @@ const PLAIN: Readonly<Record<string, readonly number[]>> = {
   'i32.le_s': [0x4c],
   'i32.ge_s': [0x4e],
   'i32.ge_u': [0x4f],
+  'i64.ne': [0x52],
   'i64.lt_s': [0x53],
   'i64.ge_s': [0x59],
   'f64.lt': [0x63],
@@ -36,6 +39,7 @@ const PLAIN: Readonly<Record<string, readonly number[]>> = {
   'i32.shr_s': [0x75],
   'i32.shr_u': [0x76],
   'i64.mul': [0x7e],
+  'i64.and': [0x83],
   'i64.shr_u': [0x88],
   'f32.neg': [0x8c],
   'f32.mul': [0x94],
@@ -52,12 +56,26 @@ const PLAIN: Readonly<Record<string, readonly number[]>> = {
   'i32.trunc_sat_f64_s': [0xfc, 0x02],
   'i32x4.gt_s': [0xfd, 0x3b],
   'f32x4.ne': [0xfd, 0x42],
+  'v128.and': [0xfd, 0x4e],
   'v128.or': [0xfd, 0x50],
   'v128.xor': [0xfd, 0x51],
   'v128.any_true': [0xfd, 0x53],
+  'i16x8.splat': [0xfd, 0x10],
+  'i32x4.splat': [0xfd, 0x11],
   'f64x2.splat': [0xfd, 0x14],
+  'i16x8.gt_s': [0xfd, 0x31],
+  'i16x8.narrow_i32x4_s': [0xfd, 0x85, 0x01],
+  'i32x4.add': [0xfd, 0xae, 0x01],
+  'i32x4.min_u': [0xfd, 0xb7, 0x01],
+  'i32x4.dot_i16x8_s': [0xfd, 0xba, 0x01],
+  'i64x2.shr_u': [0xfd, 0xcd, 0x01],
+  'i64x2.low_of_both': [0xfd, 0x0d, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23],
+  'i32x4.low_in_turn': [0xfd, 0x0d, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23],
+  'i32x4.high_in_turn': [0xfd, 0x0d, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31],
+  'i32x4.relaxed_trunc_f64x2_s_zero': [0xfd, 0x83, 0x02],
   'f64x2.promote_low_f32x4': [0xfd, 0x5f],
   'i32x4.abs': [0xfd, 0xa0, 0x01],
+  'i32x4.shl': [0xfd, 0xab, 0x01],
   'i32x4.shr_s': [0xfd, 0xac, 0x01],
   'i32x4.sub': [0xfd, 0xb1, 0x01],
   'i32x4.max_s': [0xfd, 0xb8, 0x01],
@@ -65,7 +83,7 @@ const PLAIN: Readonly<Record<string, readonly number[]>> = {
   'f64x2.mul': [0xfd, 0xf2, 0x01],
   'i32x4.trunc_sat_f64x2_s_zero': [0xfd, 0xfc, 0x01],
   'i32x4.extract_low': [0xfd, 0x1b, 0],
-  'i32x4.extract_next': [0xfd, 0x1b, 1],
+  'i32x4.extract_third': [0xfd, 0x1b, 2],
   'i64x2.extract_low': [0xfd, 0x1d, 0],
   'f32x4.extract_low': [0xfd, 0x1f, 0],
   'f32x4.mul': [0xfd, 0xe6, 0x01],
@@ -84,8 +102,10 @@ const MEMORY: Readonly<Record<string, readonly [opcode: readonly number[], align
   'f32.store': [[0x38], 2],
   'i32.store16': [[0x3b], 1],
   'v128.load': [[0xfd, 0x00], 4],
+  'v128.store': [[0xfd, 0x0b], 4],
   'v128.load32_splat': [[0xfd, 0x09], 2],
   'v128.load64_zero': [[0xfd, 0x5d], 3],
+  'v128.store64_low': [[0xfd, 0x5b], 3],
 };
 
 /** Magic number and version. */
@@ -213,6 +233,7 @@ function emit(node: Node, code: number[], scope: Scope): void {
     const offset = typeof rest[0] === 'string' ? Number(rest[0].replace('offset=', '')) : 0;
     all(rest.filter((one) => typeof one !== 'string'));
     code.push(...opcode, alignment, ...unsigned(offset));
+    if (head === 'v128.store64_low') code.push(0);
   } else {
     all(rest);
     code.push(...(PLAIN[head] ?? fail(head)));
@@ -232,9 +253,9 @@ function unsigned(value: number): number[] {
 
 function signed(value: number): number[] {
   const bytes: number[] = [];
-  let rest = value;
-  for (; rest < -64 || rest > 63; rest >>= 7) bytes.push((rest & 127) | 128);
-  return [...bytes, rest & 127];
+  let rest = BigInt(value);
+  for (; rest < -64n || rest > 63n; rest >>= 7n) bytes.push(Number(rest & 127n) | 128);
+  return [...bytes, Number(rest & 127n)];
 }
 
 function vector(bytes: readonly number[]): number[] {

@@ -2,64 +2,44 @@
 // which explain it; tests hold both to the same bits. Memory: layout.ts.
 
 import { LOWER_BOUND, PROBABILITY_BITS, PROBABILITY_SCALE } from '../../entropy/rans.ts';
-import { BLOCK_COMPONENTS, CLASS_MIN } from '../classes.ts';
-import {
-  ENTRY_STRIDE,
-  PAIR_CLASS_MAX,
-  SINGLE_CLASS_MAX,
-  SINGLE_ESCAPE,
-  SINGLE_REACH,
-  SINGLE_TABLES,
-} from '../symbols.ts';
-import {
-  absolute,
-  add,
-  clampClass,
-  classShift,
-  field,
-  get,
-  i32,
-  set,
-  setField,
-  setRatio,
-  sub,
-  weightOf,
-} from './expressions.ts';
+import { BLOCK_COMPONENTS, CLASS_MAX, CLASS_MIN } from '../classes.ts';
+import { PAIR_CLASS_MAX, SINGLE_CLASS_MAX, SINGLE_ESCAPE, SINGLE_REACH, SINGLE_TABLES } from '../symbols.ts';
+import { absolute, add, clampClass, classShift, field, get, i32, set, setField, setRatio, sub } from './expressions.ts';
 import {
   CENTROIDS,
   CENTROID_ROW_BYTES,
-  ENTRIES,
-  ENTRY_BYTES,
+  ENTRY,
   LANE,
   LANES,
   LANE_BYTES,
   PAIR_ESCAPE_MARK,
-  SYMBOLS,
+  TABLE_BYTES,
+  TABLE_ENTRIES,
   WEIGHTS,
 } from './layout.ts';
 
 const TOP_ROW = SINGLE_CLASS_MAX - CLASS_MIN;
 
-/** First address of a table's slots and entries; tables of pairs follow those of singles. */
-const PAIR_SYMBOLS = SYMBOLS + PROBABILITY_SCALE * SINGLE_TABLES;
-const PAIR_ENTRIES = ENTRIES + ENTRY_BYTES * ENTRY_STRIDE * SINGLE_TABLES;
+/** Address of the first table of pairs: those of singles come before. */
+const PAIR_TABLES_AT = TABLE_BYTES * SINGLE_TABLES;
 
-/** $slot, $q and $entry ← slot, symbol and entry's place of the state in `x`, by table $row of the slots at `symbols`. */
-const readSymbol = (x: string, symbols: number): string => `
+const entryField = (name: keyof typeof ENTRY): string => `offset=${TABLE_ENTRIES + ENTRY[name]} ${get('entry')}`;
+
+/** $slot, $q and $entry ← slot, symbol and entry of the state in `x`, by the table at address `table`. */
+const readSymbol = (x: string, table: string): string => `
   ${set('slot', `(i32.and ${get(x)} ${i32(PROBABILITY_SCALE - 1)})`)}
-  ${set('q', `(i32.load8_u offset=${symbols} (i32.or (i32.shl ${get('row')} ${i32(PROBABILITY_BITS)}) ${get('slot')}))`)}
-  ${set('entry', `(i32.shl ${add(`(i32.shl ${get('row')} ${i32(6)})`, get('q'))} ${i32(4)})`)}`;
+  ${set('q', `(i32.load8_u ${add(get(table), get('slot'))})`)}
+  ${set('entry', add(get(table), `(i32.shl ${get('q')} ${i32(4)})`))}`;
 
-/** `x` ← the state after that symbol, by the entries at `entries`; it may want a word now. */
-const afterSymbol = (x: string, entries: number): string => `
-  ${set('packed', `(i32.load offset=${entries} ${get('entry')})`)}
-  ${set(x, add(`(i32.mul (i32.shr_u ${get('packed')} ${i32(PROBABILITY_BITS)}) (i32.shr_u ${get(x)} ${i32(PROBABILITY_BITS)}))`, sub(get('slot'), `(i32.and ${get('packed')} ${i32(PROBABILITY_SCALE - 1)})`)))}`;
+/** `x` ← the state after that symbol; it may want a word now. */
+const afterSymbol = (x: string): string => `
+  ${set(x, add(`(i32.mul (i32.load16_u ${entryField('frequency')}) (i32.shr_u ${get(x)} ${i32(PROBABILITY_BITS)}))`, sub(get('slot'), `(i32.load16_u ${entryField('start')})`)))}`;
 
 /** `x` takes a word at `p` if it wants one, without a branch. */
 const takeWord = (x: string, p: string): string => `
-  ${set('r', `(i32.shr_s (i32.sub ${get(x)} ${i32(LOWER_BOUND)}) ${i32(31)})`)}
-  ${set(x, `(i32.or (i32.shl ${get(x)} (i32.and ${get('r')} ${i32(16)})) (i32.and (i32.load16_u ${get(p)}) ${get('r')}))`)}
-  ${set(p, sub(get(p), `(i32.shl ${get('r')} ${i32(1)})`))}`;
+  ${set('r', `(i32.lt_u ${get(x)} ${i32(LOWER_BOUND)})`)}
+  ${set(x, `(select (i32.or (i32.shl ${get(x)} ${i32(16)}) (i32.load16_u ${get(p)})) ${get(x)} ${get('r')})`)}
+  ${set(p, `(select ${add(get(p), i32(2))} ${get(p)} ${get('r')})`)}`;
 
 /** The two lanes that walk together: the record at $lane and the next. Locals carry the name. */
 const WALKERS = ['A', 'B'] as const;
@@ -102,48 +82,151 @@ const callSingle = (s: Walker, offset: number): string => `
   ${set(`p${s}`, fieldOf(s, 'position'))}
   ${set(`observed${s}`, fieldOf(s, 'observed'))}`;
 
+/** $weight clamped to the places there are: what a component by itself counts. */
+const singleWeight = (place: string): string => `
+  ${set('weight', place)}
+  ${set('weight', `(select ${get('weight')} ${i32(0)} (i32.gt_s ${get('weight')} ${i32(0)}))`)}
+  ${set('weight', `(select ${get('weight')} ${i32(TOP_ROW)} (i32.lt_s ${get('weight')} ${i32(TOP_ROW)}))`)}
+  ${set('weight', `(i32.load offset=${WEIGHTS} (i32.shl ${get('weight')} ${i32(2)}))`)}`;
+
 /** Component j of pair $u by itself. */
 const decodeSingle = (s: Walker, j: 0 | 1): string => `
-  ${set('weight', `(i32.load16_s offset=${2 * j} ${add(get('componentClasses'), `(i32.shl ${get('u')} ${i32(2)})`)})`)}
-  ${set('row', sub(get('weight'), get(`shift${s}`)))}
-  ${set('weight', weightOf(add(sub(get('weight'), get(`base${s}`)), i32(CLASS_MIN))))}
+  ${set('q', `(i32.load16_s offset=${2 * j} ${add(get('componentClasses'), `(i32.shl ${get('u')} ${i32(2)})`)})`)}
+  ${set('row', sub(get('q'), get(`shift${s}`)))}
+  ${singleWeight(sub(get('q'), get(`base${s}`)))}
   (block $read${s}${j}
     (block $rare${s}${j}
       (br_if $rare${s}${j} (i32.ge_u ${get('row')} ${i32(SINGLE_TABLES)}))
-      ${readSymbol(`x${s}`, SYMBOLS)}
+      ${set('table', `(i32.mul ${get('row')} ${i32(TABLE_BYTES)})`)}
+      ${readSymbol(`x${s}`, 'table')}
       (br_if $rare${s}${j} (i32.eq ${get('q')} ${i32(SINGLE_ESCAPE)}))
-      ${afterSymbol(`x${s}`, ENTRIES)}
+      ${afterSymbol(`x${s}`)}
       ${takeWord(`x${s}`, `p${s}`)}
-      ${set(`observed${s}`, add(get(`observed${s}`), `(i32.mul (i32.load offset=${ENTRIES + 12} ${get('entry')}) ${get('weight')})`))}
-      (f32.store offset=${4 * j} ${get(`to${s}`)} (f32.mul (f32.load offset=${ENTRIES + 4} ${get('entry')}) (f32x4.extract_low ${get(`step${s}`)})))
+      ${set(`observed${s}`, add(get(`observed${s}`), `(i32.mul (i32.load ${entryField('magnitude')}) ${get('weight')})`))}
+      (f32.store offset=${4 * j} ${get(`to${s}`)} (f32.mul (f32.load ${entryField('values')}) (f32x4.extract_low ${get(`step${s}`)})))
       (br $read${s}${j}))
     ${callSingle(s, 4 * j)})`;
 
-/** Pair $u of a lane, if it has it. */
+/** $row ← that of the run's pairs. */
+const pairRow = (s: Walker): string => `
+      ${set('row', sub(get('pairClass'), get(`shift${s}`)))}
+      ${set('row', `(select ${get('row')} ${i32(0)} (i32.gt_s ${get('row')} ${i32(0)}))`)}`;
+
+/** One pair by the run's table. */
 const decodePair = (s: Walker): string => `
-  (block $next${s}
-    (br_if $next${s} (i32.ge_s ${get('u')} ${get(`n${s}`)}))
-    ${set('row', sub(get('pairClass'), get(`shift${s}`)))}
-    (if (i32.gt_s ${get('row')} ${i32(PAIR_CLASS_MAX - CLASS_MIN)})
-      (then
-        ${decodeSingle(s, 0)}
-        ${decodeSingle(s, 1)})
-      (else
-        ${set('row', `(i32.and ${get('row')} (i32.xor (i32.shr_s ${get('row')} ${i32(31)}) ${i32(-1)}))`)}
-        ${readSymbol(`x${s}`, PAIR_SYMBOLS)}
-        ${afterSymbol(`x${s}`, PAIR_ENTRIES)}
-        ${takeWord(`x${s}`, `p${s}`)}
-        ${set('magnitude', `(i32.load offset=${PAIR_ENTRIES + 12} ${get('entry')})`)}
-        ;; A coded pair's base class is at least the cut, and here at most two above PAIR_CLASS_MAX.
-        ${set('weight', `(i32.load offset=${WEIGHTS} (i32.shl ${sub(get('pairClass'), get(`base${s}`))} ${i32(2)}))`)}
-        (if (i32.eq ${get('magnitude')} ${i32(PAIR_ESCAPE_MARK)})
-          (then
-            ${callSingle(s, 0)}
-            ${callSingle(s, 4)})
-          (else
-            ${set(`observed${s}`, add(get(`observed${s}`), `(i32.mul ${get('magnitude')} ${get('weight')})`))}
-            (i64.store ${get(`to${s}`)} (i64x2.extract_low (f32x4.mul (v128.load64_zero offset=${PAIR_ENTRIES + 4} ${get('entry')}) ${get(`step${s}`)})))))))
-    ${set(`to${s}`, add(get(`to${s}`), i32(8)))})`;
+  ${readSymbol(`x${s}`, `table${s}`)}
+  ${afterSymbol(`x${s}`)}
+  ${takeWord(`x${s}`, `p${s}`)}
+  ${set('magnitude', `(i32.load ${entryField('magnitude')})`)}
+  (if (i32.eq ${get('magnitude')} ${i32(PAIR_ESCAPE_MARK)})
+    (then
+      ${pairRow(s)}
+      ${set('weight', get(`weight${s}`))}
+      ${callSingle(s, 0)}
+      ${callSingle(s, 4)})
+    (else
+      ${set(`sum${s}`, add(get(`sum${s}`), get('magnitude')))}
+      (v128.store64_low ${get(`to${s}`)} (f32x4.mul (v128.load64_zero ${entryField('values')}) ${get(`step${s}`)}))))`;
+
+/** How a lane takes a run: by a table of pairs, by one of singles (with low bits or without), or each component by its own. */
+const KIND = { pairs: 0, singles: 1, raw: 2, mixed: 3 } as const;
+
+/** The lane's kind for the run, and what that kind needs. */
+const enterRun = (s: Walker): string => `
+  ${set(`sum${s}`, i32(0))}
+  ${set(`weight${s}`, i32(0))}
+  ${set('row', sub(get('pairClass'), get(`shift${s}`)))}
+  (if (i32.gt_s ${get('row')} ${i32(PAIR_CLASS_MAX - CLASS_MIN)})
+    (then
+      ${set(`kind${s}`, i32(KIND.mixed))}
+      ;; Classes fall: where the run's first and last component are of one class, all are.
+      ${set('q', `(i32.load16_s ${add(get('componentClasses'), `(i32.shl ${get('u')} ${i32(2)})`)})`)}
+      ${set('row', sub(get('q'), get(`shift${s}`)))}
+      (if (i32.and (i32.eq ${get('q')} (i32.load16_s ${sub(add(get('componentClasses'), `(i32.shl ${get('stop')} ${i32(2)})`), i32(2))}))
+          (i32.lt_u ${get('row')} ${i32(CLASS_MAX - CLASS_MIN + 1)}))
+        (then
+          ${set(`kind${s}`, i32(KIND.singles))}
+          ${set(`bits${s}`, i32(0))}
+          (if (i32.ge_s ${get('row')} ${i32(SINGLE_TABLES)})
+            (then
+              ${set(`kind${s}`, i32(KIND.raw))}
+              ${set(`bits${s}`, `(i32.shr_s ${sub(get('row'), i32(SINGLE_CLASS_MAX - CLASS_MIN - 3))} ${i32(2)})`)}))
+          ${set(`table${s}`, `(i32.mul ${sub(get('row'), `(i32.shl ${get(`bits${s}`)} ${i32(2)})`)} ${i32(TABLE_BYTES)})`)}
+          ${singleWeight(sub(get('q'), get(`base${s}`)))}
+          ${set(`weight${s}`, get('weight'))})))
+    (else
+      ${set(`kind${s}`, i32(KIND.pairs))}
+      ${pairRow(s)}
+      ${set(`table${s}`, add(`(i32.mul ${get('row')} ${i32(TABLE_BYTES)})`, i32(PAIR_TABLES_AT)))}
+      ;; A coded pair's base class is at least the cut, and here at most two above PAIR_CLASS_MAX.
+      ${set(`weight${s}`, `(i32.load offset=${WEIGHTS} (i32.shl ${sub(get('pairClass'), get(`base${s}`))} ${i32(2)}))`)}))`;
+
+/** Component j by the run's table, low bits and all. */
+const decodeAlike = (s: Walker, j: 0 | 1, raw: boolean): string => `
+  (block $read${s}${j}
+    (block $rare${s}${j}
+      ${readSymbol(`x${s}`, `table${s}`)}
+      (br_if $rare${s}${j} (i32.eq ${get('q')} ${i32(SINGLE_ESCAPE)}))
+      ${afterSymbol(`x${s}`)}
+      ${takeWord(`x${s}`, `p${s}`)}
+      ${set(`sum${s}`, add(get(`sum${s}`), `(i32.load ${entryField('magnitude')})`))}
+      ${
+        raw
+          ? `
+      ${set('q', sub(`(i32.shl ${sub(get('q'), i32(SINGLE_REACH))} ${get(`bits${s}`)})`, `(i32.shl ${i32(1)} ${sub(get(`bits${s}`), i32(1))})`))}
+      ${set('q', add(get('q'), `(i32.and ${get(`x${s}`)} ${sub(`(i32.shl ${i32(1)} ${get(`bits${s}`)})`, i32(1))})`))}
+      ${set(`x${s}`, `(i32.shr_u ${get(`x${s}`)} ${get(`bits${s}`)})`)}
+      ${takeWord(`x${s}`, `p${s}`)}
+      (if ${get('q')}
+        (then (f32.store offset=${4 * j} ${get(`to${s}`)} (f32.mul (call $value ${get('q')} ${i32(TOP_ROW)}) (f32x4.extract_low ${get(`step${s}`)}))))
+        (else (i32.store offset=${4 * j} ${get(`to${s}`)} ${i32(0)})))`
+          : `
+      (f32.store offset=${4 * j} ${get(`to${s}`)} (f32.mul (f32.load ${entryField('values')}) (f32x4.extract_low ${get(`step${s}`)})))`
+      }
+      (br $read${s}${j}))
+    ;; The function that knows all tables takes the class from the component's own.
+    ${set('row', sub(`(i32.load16_s offset=${2 * j} ${add(get('componentClasses'), `(i32.shl ${get('u')} ${i32(2)})`)})`, get(`shift${s}`)))}
+    ${set('weight', get(`weight${s}`))}
+    ${callSingle(s, 4 * j)})`;
+
+/** Pair $u in the way of its kind. */
+const decodeByKind = (s: Walker): string => `
+  (block $taken${s}
+    (block $mixed${s} (block $raw${s} (block $pairs${s}
+      (br_if $pairs${s} (i32.eqz ${get(`kind${s}`)}))
+      (br_if $raw${s} (i32.eq ${get(`kind${s}`)} ${i32(KIND.raw)}))
+      (br_if $mixed${s} (i32.eq ${get(`kind${s}`)} ${i32(KIND.mixed)}))
+      ${decodeAlike(s, 0, false)}
+      ${decodeAlike(s, 1, false)}
+      (br $taken${s}))
+      ${decodePair(s)}
+      (br $taken${s}))
+      ${decodeAlike(s, 0, true)}
+      ${decodeAlike(s, 1, true)}
+      (br $taken${s}))
+    ${decodeSingle(s, 0)}
+    ${decodeSingle(s, 1)})`;
+
+const leaveRun = (s: Walker): string =>
+  set(`observed${s}`, add(get(`observed${s}`), `(i32.mul ${get(`sum${s}`)} ${get(`weight${s}`)})`));
+
+const eachPair = (walkers: readonly Walker[], decode: (s: Walker) => string): string => `
+  (loop $each
+    ${walkers.map((s) => `${decode(s)}${set(`to${s}`, add(get(`to${s}`), i32(8)))}`).join('')}
+    ${set('u', add(get('u'), i32(1)))}
+    (br_if $each (i32.lt_s ${get('u')} ${get('stop')})))`;
+
+/** Pairs [$u, $stop), all of class $pairClass, of lanes that have them all. */
+const decodeRun = (walkers: readonly Walker[]): string => `
+  ${walkers.map(enterRun).join('')}
+  (if ${walkers.map((s) => get(`kind${s}`)).reduce((a, b) => `(i32.or ${a} ${b})`)}
+    (then ${eachPair(walkers, decodeByKind)})
+    (else ${eachPair(walkers, decodePair)}))
+  ${walkers.map(leaveRun).join('')}`;
+
+/** $stop ← the least of itself and a lane's end. */
+const stopAt = (end: string): string =>
+  set('stop', `(select ${get('stop')} ${get(end)} (i32.lt_s ${get('stop')} ${get(end)}))`);
 
 /** Functions `decode`, and what it calls. */
 export const DECODE_TEXT = `
@@ -163,7 +246,7 @@ export const DECODE_TEXT = `
   (call $refill ${get('lane')} (i32.shr_u ${get('x')} ${get('bits')}))
   (i32.and ${get('x')} ${sub(`(i32.shl ${i32(1)} ${get('bits')})`, i32(1))}))
 
-;; Integer k of a class's row as a value in steps.
+;; Integer k ≠ 0 of a class's row as a value in steps.
 (func $value (param $k i32) (param $row i32) (result f32) (local $m i32) (local $cell i32) (local $v f32)
   ${set('m', absolute('k'))}
   ${set('cell', `(select ${get('m')} ${i32(3)} (i32.lt_s ${get('m')} ${i32(3)}))`)}
@@ -174,14 +257,15 @@ export const DECODE_TEXT = `
 
 ;; One component by itself, of shifted class $c, stored times the token's step at $to.
 (func $single (param $lane i32) (param $c i32) (param $weight i32) (param $to i32)
-  (local $n i32) (local $x i32) (local $slot i32) (local $entry i32) (local $packed i32) (local $q i32) (local $row i32)
+  (local $n i32) (local $x i32) (local $slot i32) (local $entry i32) (local $table i32) (local $q i32) (local $row i32)
   ${clampClass}
   ${set('row', sub(get('c'), add(`(i32.shl ${get('n')} ${i32(2)})`, i32(CLASS_MIN))))}
   ${set('x', field('state'))}
-  ${readSymbol('x', SYMBOLS)}
-  ${afterSymbol('x', ENTRIES)}
+  ${set('table', `(i32.mul ${get('row')} ${i32(TABLE_BYTES)})`)}
+  ${readSymbol('x', 'table')}
+  ${afterSymbol('x')}
   (call $refill ${get('lane')} ${get('x')})
-  ${setField('observed', add(field('observed'), `(i32.mul (i32.load offset=${ENTRIES + 12} ${get('entry')}) ${get('weight')})`))}
+  ${setField('observed', add(field('observed'), `(i32.mul (i32.load ${entryField('magnitude')}) ${get('weight')})`))}
   (if (i32.or ${get('n')} (i32.eq ${get('q')} ${i32(SINGLE_ESCAPE)}))
     (then
       (if (i32.eq ${get('q')} ${i32(SINGLE_ESCAPE)})
@@ -199,17 +283,20 @@ export const DECODE_TEXT = `
       (if ${get('q')}
         (then (f32.store ${get('to')} (f32.mul (call $value ${get('q')} ${get('row')}) (f32.load offset=${LANE.step} ${get('lane')}))))
         (else (i32.store ${get('to')} ${i32(0)}))))
-    (else (f32.store ${get('to')} (f32.mul (f32.load offset=${ENTRIES + 4} ${get('entry')}) (f32.load offset=${LANE.step} ${get('lane')}))))))
+    (else (f32.store ${get('to')} (f32.mul (f32.load ${entryField('values')}) (f32.load offset=${LANE.step} ${get('lane')}))))))
 
 ;; One token of every lane: pairs [0, $pairs). $laneEnd is the address past the last lane's record, of an even number. Two
 ;; lanes walk together a block at a time, their states in locals: each waits for its own last step, not for the other's.
-(func $decode (export "decode") (param $pairs i32) (param $laneEnd i32) (param $pairClasses i32) (param $componentClasses i32)
-  (local $first i32) (local $end i32) (local $u i32) (local $lane i32) (local $pairClass i32) (local $row i32) (local $slot i32)
-  (local $entry i32) (local $packed i32) (local $magnitude i32) (local $q i32) (local $weight i32) (local $r i32)
+;; Within a block pairs of one class follow one another, so that a table is chosen once for all of them.
+(func $decode (export "decode") (param $pairs i32) (param $laneEnd i32) (param $pairClasses i32) (param $runEnds i32)
+  (param $componentClasses i32)
+  (local $first i32) (local $end i32) (local $u i32) (local $stop i32) (local $lane i32) (local $pairClass i32) (local $row i32)
+  (local $table i32) (local $slot i32) (local $entry i32) (local $magnitude i32) (local $q i32) (local $weight i32) (local $r i32)
   ${WALKERS.map(
     (s) =>
       `(local $x${s} i32) (local $p${s} i32) (local $observed${s} i32) (local $shift${s} i32) (local $base${s} i32)
-  (local $n${s} i32) (local $to${s} i32) (local $step${s} v128)`,
+  (local $n${s} i32) (local $to${s} i32) (local $table${s} i32) (local $sum${s} i32) (local $kind${s} i32) (local $bits${s} i32)
+  (local $weight${s} i32) (local $step${s} v128)`,
   ).join(' ')} (local $scaled i64) (local $base i64)
   (block $done (loop $blocks
     (br_if $done (i32.ge_s ${get('first')} ${get('pairs')}))
@@ -218,12 +305,22 @@ export const DECODE_TEXT = `
       ${set('end', i32(0))}
       ${WALKERS.map(enterBlock).join('')}
       ${set('u', get('first'))}
-      (block $walked (loop $each
+      (block $walked (loop $runs
         (br_if $walked (i32.ge_s ${get('u')} ${get('end')}))
         ${set('pairClass', `(i32.load16_s ${add(get('pairClasses'), `(i32.shl ${get('u')} ${i32(1)})`)})`)}
-        ${WALKERS.map(decodePair).join('')}
-        ${set('u', add(get('u'), i32(1)))}
-        (br $each)))
+        ${set('stop', `(i32.load ${add(get('runEnds'), `(i32.shl ${get('u')} ${i32(2)})`)})`)}
+        (if (i32.ge_s ${get('u')} ${get('nA')})
+          (then
+            ${stopAt('nB')}
+            ${decodeRun(['B'])})
+          (else
+            ${stopAt('nA')}
+            (if (i32.ge_s ${get('u')} ${get('nB')})
+              (then ${decodeRun(['A'])})
+              (else
+                ${stopAt('nB')}
+                ${decodeRun(WALKERS)}))))
+        (br $runs)))
       ${WALKERS.map(keep).join('')}
       ${set('lane', add(get('lane'), i32(2 * LANE_BYTES)))}
       (br_if $walk (i32.lt_u ${get('lane')} ${get('laneEnd')})))

@@ -43,6 +43,7 @@ describe('the kernel', () => {
         2 * tokenClass,
         placeExpected(memory, room, plan, tokenClass, new Set()),
         room.pairClasses,
+        room.runEnds,
         room.componentClasses,
         stepsAt,
       );

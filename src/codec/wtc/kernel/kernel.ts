@@ -2,7 +2,7 @@
 // Does not know chunks or plans.
 
 import { invariant } from '../../../base/errors.ts';
-import { PROBABILITY_BITS, PROBABILITY_SCALE, fillEncoder } from '../../entropy/rans.ts';
+import { fillEncoder } from '../../entropy/rans.ts';
 import { CLASS_MIN } from '../classes.ts';
 import type { TableFamily } from '../family.ts';
 import { prepareDecisions, reconstruct } from '../symbolise.ts';
@@ -25,10 +25,11 @@ import {
   DECISIONS,
   ENCODER,
   ENCODER_BYTES,
-  ENTRIES,
+  ENTRY,
   ENTRY_BYTES,
   PAIR_ESCAPE_MARK,
-  SYMBOLS,
+  TABLE_BYTES,
+  TABLE_ENTRIES,
   WEIGHTS,
 } from './layout.ts';
 
@@ -36,7 +37,7 @@ const PAGE_BYTES = 65_536;
 
 /** The functions of decode-text.ts and encode-text.ts. All parameters but `scale` are i32, addresses in bytes. */
 export interface KernelFunctions {
-  decode(pairs: number, laneEnd: number, pairClasses: number, componentClasses: number): void;
+  decode(pairs: number, laneEnd: number, pairClasses: number, runEnds: number, componentClasses: number): void;
   symbolise(
     from: number,
     pairs: number,
@@ -44,6 +45,7 @@ export interface KernelFunctions {
     tokenShift: number,
     expected: number,
     pairClasses: number,
+    runEnds: number,
     componentClasses: number,
     at: number,
   ): number;
@@ -97,42 +99,42 @@ export function kernelOf(family: TableFamily): Kernel {
 
 function loadTables(buffer: ArrayBuffer, family: TableFamily): void {
   const { frequencies, centroids, weights } = family;
-  const symbols = new Uint8Array(buffer, SYMBOLS, TABLES * PROBABILITY_SCALE);
+  const bytes = new Uint8Array(buffer);
   const view = new DataView(buffer);
-  const entry = (index: number, a: number, b: number, magnitude: number): void => {
-    const at = ENTRIES + ENTRY_BYTES * index;
-    view.setFloat32(at + 4, a, true);
-    view.setFloat32(at + 8, b, true);
-    view.setInt32(at + 12, magnitude, true);
-  };
   for (let table = 0; table < TABLES; table++) {
     const first = table * ENTRY_STRIDE;
+    const at = table * TABLE_BYTES;
     const own = frequencies.subarray(first, first + symbolCount(table));
+    const entryAt = (symbol: number): number => at + TABLE_ENTRIES + ENTRY_BYTES * symbol;
+    const bring = (symbol: number, values: readonly [number, number], magnitude: number): void => {
+      view.setFloat32(entryAt(symbol) + ENTRY.values, values[0], true);
+      view.setFloat32(entryAt(symbol) + ENTRY.values + 4, values[1], true);
+      view.setInt32(entryAt(symbol) + ENTRY.magnitude, magnitude, true);
+    };
     let start = 0;
     for (const [symbol, frequency] of own.entries()) {
-      const slot = table * PROBABILITY_SCALE + start;
-      symbols.fill(symbol, slot, slot + frequency);
-      view.setInt32(ENTRIES + ENTRY_BYTES * (first + symbol), (frequency << PROBABILITY_BITS) | start, true);
+      bytes.fill(symbol, at + start, at + start + frequency);
+      view.setUint16(entryAt(symbol) + ENTRY.frequency, frequency, true);
+      view.setUint16(entryAt(symbol) + ENTRY.start, start, true);
       start += frequency;
     }
     fillEncoder(own, view, ENCODER + ENCODER_BYTES * first);
     if (table < SINGLE_TABLES) {
       for (let q = -SINGLE_REACH; q <= SINGLE_REACH; q++) {
-        entry(first + q + SINGLE_REACH, reconstruct(q, centroids, table), 0, Math.abs(q));
+        bring(q + SINGLE_REACH, [reconstruct(q, centroids, table), 0], Math.abs(q));
       }
-      entry(first + SINGLE_ESCAPE, 0, 0, SINGLE_REACH + 1);
+      bring(SINGLE_ESCAPE, [0, 0], SINGLE_REACH + 1);
       continue;
     }
     const row = table - SINGLE_TABLES;
     const reach = pairReach(row + CLASS_MIN);
-    let pair = first;
+    let pair = 0;
     for (let a = -reach; a <= reach; a++) {
       for (let b = -reach; b <= reach; b++, pair++) {
-        const values = [reconstruct(a, centroids, row), reconstruct(b, centroids, row)] as const;
-        entry(pair, ...values, Math.abs(a) + Math.abs(b));
+        bring(pair, [reconstruct(a, centroids, row), reconstruct(b, centroids, row)], Math.abs(a) + Math.abs(b));
       }
     }
-    entry(pair, 0, 0, PAIR_ESCAPE_MARK);
+    bring(pair, [0, 0], PAIR_ESCAPE_MARK);
   }
   new Int32Array(buffer, WEIGHTS, SINGLE_CLASS_MAX - CLASS_MIN + 1).set(weights);
   new Float32Array(buffer, CENTROIDS, centroids.length).set(centroids);

@@ -6,21 +6,22 @@ import { MAX_LANES } from '../frame.ts';
 import { ENTRY_STRIDE, TABLES } from '../symbols.ts';
 import { PROBABILITY_SCALE } from '../../entropy/rans.ts';
 
-/** u8[TABLES, PROBABILITY_SCALE]: the symbol of every slot. Bytes, so that the tables in use stay in the nearest cache. */
-export const SYMBOLS = 0;
 /**
- * Per entry: i32 frequency · 4096 + start, f32[2] values in steps, i32 magnitude (PAIR_ESCAPE_MARK for the escape of a
- * pair). One place in memory then gives all that a symbol brings.
+ * Per table: u8[PROBABILITY_SCALE], the symbol of every slot (bytes, so that the tables in use stay in the nearest cache),
+ * then per symbol, at TABLE_ENTRIES, all that it brings: u16 frequency, u16 start, f32[2] values in steps, i32 magnitude
+ * (PAIR_ESCAPE_MARK for the escape of a pair). Both lie in one place, so that a walk keeps one address for a table.
  */
-export const ENTRIES = SYMBOLS + TABLES * PROBABILITY_SCALE;
+export const TABLE_ENTRIES = PROBABILITY_SCALE;
 export const ENTRY_BYTES = 16;
+export const ENTRY = { frequency: 0, start: 2, values: 4, magnitude: 12 } as const;
+export const TABLE_BYTES = TABLE_ENTRIES + ENTRY_BYTES * ENTRY_STRIDE;
 /** i32[64]: what a magnitude counts, by base class from CLASS_MIN on. */
-export const WEIGHTS = ENTRIES + ENTRY_BYTES * TABLES * ENTRY_STRIDE;
+export const WEIGHTS = TABLE_BYTES * TABLES;
 /** f32[SINGLE_TABLES · CELLS] */
 export const CENTROIDS = WEIGHTS + 4 * 64;
 /** i32[SINGLE_TABLES · CELLS] */
 export const DECISIONS = CENTROIDS + 4 * 64;
-/** Per entry: u64 ⌈2^43 / frequency⌉, u32 frequency, u32 start. Then the same for token classes. */
+/** Per entry what fillEncoder writes. Then the same for token classes. */
 export const ENCODER = DECISIONS + 4 * 64;
 export const ENCODER_BYTES = 16;
 export const CLASS_ENCODER = ENCODER + ENCODER_BYTES * TABLES * ENTRY_STRIDE;
