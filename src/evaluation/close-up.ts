@@ -2,6 +2,7 @@
 // spread over components, and how restoring compares with prefilling as contexts grow.
 // Does not know: logits, treatments, how any of it is drawn.
 
+import { invariant } from '../base/errors.ts';
 import { throwIfAborted } from '../base/events.ts';
 import type { RunOptions } from '../base/events.ts';
 import type { StreamKind, TokenRange } from '../base/geometry.ts';
@@ -20,6 +21,9 @@ import type { LlamaContext } from '../engines/llama/session.ts';
 import type { StateView } from '../engines/llama/state.ts';
 import { gatherRows, parseState, rowBytesOf } from '../engines/llama/state.ts';
 import type { RatioPlans } from '../profile/profile.ts';
+import { parsePaperParameters } from '../codec/paper/parameters.ts';
+import type { ByteOrders } from './byte-orders.ts';
+import { measureByteOrders } from './byte-orders.ts';
 import type { EvaluationDocument } from './documents.ts';
 import type { RowErrors } from './row-errors.ts';
 import { measureRowErrors } from './row-errors.ts';
@@ -86,6 +90,8 @@ export interface CloseUp {
   /** Of profiles with an orthonormal basis: energies of other transforms do not add up to the rows'. */
   readonly spectrum: Readonly<Record<StreamKind, Spectrum>> | null;
   readonly ratios: readonly RatioCloseUp[];
+  /** Of the published codec, at the ratio nearest the paper's 16; absent in results of earlier versions. */
+  readonly byteOrders?: (Readonly<Record<StreamKind, ByteOrders>> & { readonly ratio: number }) | null;
   readonly times: RestoreTimes;
 }
 
@@ -106,7 +112,7 @@ export interface CloseUpOptions extends RunOptions {
  */
 export async function measureCloseUp(options: CloseUpOptions): Promise<CloseUp> {
   const { context, document, transforms, ratios, prefixTokens, signal, onEvent } = options;
-  const steps = ratios.length + 2;
+  const steps = ratios.length + 3;
   const step = (done: number): void => {
     throwIfAborted(signal);
     onEvent?.({ type: 'progress', phase: 'close-up', done, total: steps, unit: 'steps' });
@@ -131,14 +137,48 @@ export async function measureCloseUp(options: CloseUpOptions): Promise<CloseUp> 
           value: await measureSpectrum(transforms, exact, 'value', coded, errors?.value.energyPerToken ?? 0),
         }
       : null;
+  const byteOrders = 'plans' in transforms.profile ? await orderBytes(options, state, tokens) : null;
+  step(steps - 1);
   const times = await timeRestores(options, tokens, prefill);
   step(steps);
   return {
     document: { kind: document.kind, source: document.source, tokens: prefixTokens },
     spectrum,
     ratios: ratioCloseUps,
+    byteOrders,
     times,
   };
+}
+
+/** The ratio nearest the paper's 16. */
+function middleRatio(ratios: readonly number[]): number {
+  const distance = (ratio: number): number => Math.abs(Math.log2(ratio / COMPRESS_DEFAULTS.ratio));
+  return ratios.toSorted((a, b) => distance(a) - distance(b))[0] ?? COMPRESS_DEFAULTS.ratio;
+}
+
+/** All coded tokens as one chunk, packed, in the orders that DEFLATE might find them in. */
+async function orderBytes(
+  { transforms, ratios, sinks, window, signal }: CloseUpOptions,
+  state: Uint8Array,
+  tokens: Int32Array,
+): Promise<NonNullable<CloseUp['byteOrders']>> {
+  const ratio = middleRatio(ratios);
+  const target = memoryTarget();
+  const whole = { ratio, sinks, window, chunkTokens: tokens.length, entropy: 'none', tokens, signal } as const;
+  await compressState(state, transforms, target, whole);
+  const container = await openContainer(target.bytes());
+  try {
+    const plans = parsePaperParameters(container.header.codecParameters);
+    const measure = async (stream: StreamKind): Promise<ByteOrders> => {
+      const chunk = container.chunks.find((one) => one.stream === stream);
+      invariant(chunk !== undefined, `no ${stream} chunk of ${tokens.length} tokens`);
+      const packed = await container.readChunk(chunk);
+      return measureByteOrders(packed, chunk.endToken - chunk.startToken, plans[stream]);
+    };
+    return { ratio, key: await measure('key'), value: await measure('value') };
+  } finally {
+    await container.close();
+  }
 }
 
 /** Elapsed time after every batch that the engine computes. */
@@ -263,8 +303,7 @@ async function timeRestores(
   prefill: readonly TimePoint[],
 ): Promise<RestoreTimes> {
   const { context, transforms, ratios, sinks, window, modes, signal } = options;
-  const distance = (ratio: number): number => Math.abs(Math.log2(ratio / COMPRESS_DEFAULTS.ratio));
-  const ratio = ratios.toSorted((a, b) => distance(a) - distance(b))[0] ?? COMPRESS_DEFAULTS.ratio;
+  const ratio = middleRatio(ratios);
   const full = parseState(context.getState());
   const loadBasesMs = await timeLoading(transforms, full, { ratio, sinks, window, ...modes });
   const { exactSinks, exactWindow } = createChunkEncoder(transforms.profile, { ratio, sinks, window, ...modes });

@@ -29,6 +29,8 @@ export interface Oracle {
   /** Captured at the shares of ENERGY_SHARES. */
   readonly energy: { readonly key: readonly number[]; readonly value: readonly number[] } | null;
   readonly plans: Readonly<Record<string, { readonly key: OraclePlan; readonly value: OraclePlan }>>;
+  /** Bytes of a stream's 2 940 tokens at 16x, as packed and by DEFLATE in three orders; null where not measured. */
+  readonly orders: { readonly key: readonly number[]; readonly value: readonly number[] } | null;
   /** Stored ratio of keys and values at 16x by tokens of a chunk. */
   readonly chunks: Readonly<Record<string, number>>;
   /** By `16x sinks 0`. */

@@ -2,6 +2,7 @@
 // ours. Does not know: how anything was measured, where files lie.
 
 import { basename } from 'node:path';
+import type { CloseUp } from '../../src/evaluation/close-up.ts';
 import type { Evaluation } from '../../src/evaluation/evaluate.ts';
 import { equalQuality, equalRatioText } from '../../src/evaluation/equal-quality.ts';
 import { isPlainKvtc } from '../../src/evaluation/report/comparison.ts';
@@ -11,7 +12,7 @@ import type { Comparison } from './compare.ts';
 import { openComparison } from './compare.ts';
 import { losesText } from './loses.ts';
 import type { Evidence, ModelResults, NamedResult, Oracle, OracleFigures } from './read.ts';
-import { markdown, nats, percent, runTitle } from './words.ts';
+import { markdown, nats, percent, runTitle, wholeNumber } from './words.ts';
 
 /** Shares of the width at which captured energy is told. */
 const ENERGY_SHARES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5];
@@ -80,7 +81,8 @@ function evaluationText(id: string, one: NamedResult<Evaluation>, oracle: Oracle
   if (settings.documents.length === 0)
     return [`### ${runTitle(one.file)}\n`, runText(one), tasksText([floor, ...rows])].join('\n');
   // The oracle ran in f32 and on short prefixes: nothing else has a figure of its to stand beside.
-  const reference = exact && settings.prefixTokens === ORACLE_PREFIX ? oracle : { ...oracle, rows: {}, rivals: {} };
+  const reference =
+    exact && settings.prefixTokens === ORACLE_PREFIX ? oracle : { ...oracle, rows: {}, ablations: {}, rivals: {} };
   const table = exact ? 'rows' : 'as-is';
   const plain = rows.filter(isPlainKvtc);
   const rivals = rows.filter((row) => !isPlainKvtc(row));
@@ -114,9 +116,18 @@ function evaluationText(id: string, one: NamedResult<Evaluation>, oracle: Oracle
     .join('\n');
 }
 
-/** The oracle has figures of the published codec at its default settings alone. */
-function oracleRow(row: EvaluationRow, { rows }: Pick<Oracle, 'rows'>): OracleFigures | undefined {
-  return seriesOf(row) === 'kvtc' ? rows[`${row.ratio}`] : undefined;
+/** Profiles called `20k` and the like are of so many thousand calibration rows. */
+const CALIBRATION_ROWS = /^kvtc (\d+)k$/u;
+
+/** The oracle has figures of the published codec at its default settings, and of some numbers of calibration rows. */
+function oracleRow(
+  row: EvaluationRow,
+  { rows, ablations }: Pick<Oracle, 'rows' | 'ablations'>,
+): OracleFigures | undefined {
+  const series = seriesOf(row);
+  const thousands = CALIBRATION_ROWS.exec(series ?? '')?.[1];
+  if (thousands !== undefined) return ablations[`${row.ratio}x tokens ${thousands}000`];
+  return series === 'kvtc' ? rows[`${row.ratio}`] : undefined;
 }
 
 const EQUAL_HEADING = ['no worse in KL and copy KL than', 'its ratios', 'codec', 'paper ratio', 'every byte'];
@@ -220,6 +231,26 @@ function closeUpText(id: string, { closeUp }: Evaluation, oracle: Oracle, compar
     markdown(['', ...ENERGY_SHARES.map((share) => `${100 * share} %`)], energy),
     'Plans, and the squared relative error they predict for held-out rows and make on that document:\n',
     markdown(['', 'error', 'rank', 'groups', 'on the document'], plans),
+    ordersText(id, closeUp, oracle, compare),
+  ].join('\n');
+}
+
+const ORDERS = ['packedBytes', 'tokenMajorBytes', 'groupMajorBytes', 'splitBytes'] as const;
+
+function ordersText(id: string, { byteOrders }: CloseUp, oracle: Oracle, compare: Comparison): string {
+  if (byteOrders === null || byteOrders === undefined) return '';
+  const { ratio } = byteOrders;
+  const rows = STREAMS.map((stream) => {
+    const cells = ORDERS.map((order, i) => {
+      const place = `${id}/orders/${ratio}x ${stream}s/${order}`;
+      const theirs = ratio === 16 ? oracle.orders?.[stream][i] : undefined;
+      return compare.cell(place, byteOrders[stream][order], theirs, { format: wholeNumber });
+    });
+    return [`${ratio}x ${stream}s`, ...cells];
+  });
+  return [
+    `Bytes of ${wholeNumber(byteOrders.key.tokens)} tokens of a stream in one chunk, by the order that DEFLATE finds them in:\n`,
+    markdown(['', 'packed', 'token by token', 'group by group', 'split planes (the codec’s)'], rows),
   ].join('\n');
 }
 

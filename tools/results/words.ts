@@ -16,6 +16,11 @@ export function percent(share: number): string {
   return `${(100 * share).toFixed(1)} %`;
 }
 
+/** `2 116 800`. */
+export function wholeNumber(value: number): string {
+  return value.toFixed(0).replaceAll(/\B(?=(\d{3})+$)/gu, '\u202f');
+}
+
 /** What a result's file is called: `bench/results/m/both-codecs-6-documents.json` is "Both codecs, 6 documents". */
 export function runTitle(file: string): string {
   const name = basename(file, '.json').replace(/-(\d+)-(documents?)$/u, ', $1 $2');

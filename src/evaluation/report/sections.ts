@@ -187,8 +187,29 @@ export function costSection(closeUp: CloseUp): string {
     ],
   );
   return (
-    sectionHtml('bytes', bytesTitle, bytesText, chartsHtml([bytesChart(closeUp), lengthChart(closeUp)]) + bytesTable) +
-    sectionHtml('times', timesTitle, timesText, besideHtml(timesChart(measured), timesTable))
+    sectionHtml(
+      'bytes',
+      bytesTitle,
+      bytesText,
+      chartsHtml([bytesChart(closeUp), lengthChart(closeUp)]) + bytesTable + ordersHtml(closeUp),
+    ) + sectionHtml('times', timesTitle, timesText, besideHtml(timesChart(measured), timesTable))
+  );
+}
+
+/** What the order of bytes before DEFLATE is worth; nothing for profiles of another codec. */
+function ordersHtml({ byteOrders }: CloseUp): string {
+  if (byteOrders === null || byteOrders === undefined) return '';
+  const rows = STREAMS.map((stream) => {
+    const { packedBytes, tokenMajorBytes, groupMajorBytes, splitBytes } = byteOrders[stream];
+    return [
+      `${byteOrders.ratio}x ${stream}s`,
+      ...[packedBytes, tokenMajorBytes, groupMajorBytes, splitBytes].map((bytes) => wholeNumber(bytes)),
+    ];
+  });
+  const heading = ['', 'packed', 'token by token', 'group by group', 'split planes'];
+  return detailsHtml(
+    `Bytes of ${wholeNumber(byteOrders.key.tokens)} tokens in one chunk, by their order before DEFLATE`,
+    tableHtml(heading, rows),
   );
 }
 
