@@ -6,36 +6,32 @@ import { invariant } from '../base/errors.ts';
 import { throwIfAborted } from '../base/events.ts';
 import type { RunOptions } from '../base/events.ts';
 import type { StreamKind, TokenRange } from '../base/geometry.ts';
-import { STREAMS, streamWidth } from '../base/geometry.ts';
-import { createChunkEncoder, ranksInUse } from '../cache/chunk-coder.ts';
-import type { CodingOptions, EndModes } from '../cache/chunk-seam.ts';
+import { streamWidth } from '../base/geometry.ts';
+import type { EndModes } from '../cache/chunk-seam.ts';
 import { COMPRESS_DEFAULTS, compressState } from '../cache/compress.ts';
 import type { CompressResult } from '../cache/compress.ts';
 import { layOutTokens } from '../cache/layout.ts';
 import { restoreContainer } from '../cache/restore.ts';
 import type { Transforms } from '../cache/transforms.ts';
-import { openTransforms } from '../cache/transforms.ts';
+import { parsePaperParameters } from '../codec/paper/parameters.ts';
 import { openContainer } from '../container/reader.ts';
 import { memoryTarget } from '../container/target.ts';
 import type { LlamaContext } from '../engines/llama/session.ts';
 import type { StateView } from '../engines/llama/state.ts';
 import { gatherRows, parseState, rowBytesOf } from '../engines/llama/state.ts';
 import type { RatioPlans } from '../profile/profile.ts';
-import { parsePaperParameters } from '../codec/paper/parameters.ts';
 import type { ByteOrders } from './byte-orders.ts';
 import { measureByteOrders } from './byte-orders.ts';
 import type { EvaluationDocument } from './documents.ts';
 import type { RowErrors } from './row-errors.ts';
 import { measureRowErrors } from './row-errors.ts';
+import type { RestoreTimes } from './restore-times.ts';
+import { middleRatio, timePrefill, timeRestores } from './restore-times.ts';
 
 /** Points of a spectrum, spaced evenly in the logarithm of the component's number. */
 const SPECTRUM_POINTS = 96;
 /** Tokens projected at a time. */
 const BLOCK_TOKENS = 256;
-/** Timed restores of one length; the median counts. */
-const TIMED_RUNS = 3;
-/** Parts of the prefix at which restoring is timed. */
-const TIMED_SHARES = [1 / 8, 1 / 4, 1 / 2, 3 / 4, 1];
 
 export interface SpectrumPoint {
   /** Number of the component, from 1. */
@@ -66,23 +62,6 @@ export interface RatioCloseUp {
   readonly errors: RowErrors;
   /** Of the published codec's profiles. */
   readonly plans: RatioPlans | null;
-}
-
-export interface TimePoint {
-  readonly tokens: number;
-  readonly elapsedMs: number;
-}
-
-/** Restoring from memory against prefilling, on this machine. */
-export interface RestoreTimes {
-  readonly ratio: number;
-  /** Sinks and an exact window, which are copied, not decoded. */
-  readonly exactTokens: number;
-  readonly prefill: readonly TimePoint[];
-  /** Bases loaded; medians. */
-  readonly restore: readonly TimePoint[];
-  /** Reading and preparing the bases, once per process. */
-  readonly loadBasesMs: number;
 }
 
 export interface CloseUp {
@@ -150,12 +129,6 @@ export async function measureCloseUp(options: CloseUpOptions): Promise<CloseUp> 
   };
 }
 
-/** The ratio nearest the paper's 16. */
-function middleRatio(ratios: readonly number[]): number {
-  const distance = (ratio: number): number => Math.abs(Math.log2(ratio / COMPRESS_DEFAULTS.ratio));
-  return ratios.toSorted((a, b) => distance(a) - distance(b))[0] ?? COMPRESS_DEFAULTS.ratio;
-}
-
 /** All coded tokens as one chunk, packed, in the orders that DEFLATE might find them in. */
 async function orderBytes(
   { transforms, ratios, sinks, window, signal }: CloseUpOptions,
@@ -179,22 +152,6 @@ async function orderBytes(
   } finally {
     await container.close();
   }
-}
-
-/** Elapsed time after every batch that the engine computes. */
-async function timePrefill({ context, signal }: CloseUpOptions, tokens: Int32Array): Promise<TimePoint[]> {
-  const points = new Map<number, number>();
-  context.clear();
-  const startedMs = performance.now();
-  await context.decode(tokens, {
-    logits: 'none',
-    signal,
-    onEvent: (event) => {
-      if (event.type === 'progress' && event.done > 0) points.set(event.done, performance.now() - startedMs);
-    },
-  });
-  points.set(tokens.length, performance.now() - startedMs);
-  return [...points].map(([count, elapsedMs]) => ({ tokens: count, elapsedMs }));
 }
 
 function codedTokens(tokenCount: number, { sinks, window }: CloseUpOptions): readonly TokenRange[] {
@@ -294,54 +251,4 @@ async function measureSpectrum(
     from = to;
   }
   return { width: streamWidth(geometry, stream), energyPerToken, points };
-}
-
-/** Restores growing parts of the prefix at the ratio nearest the paper's 16. Leaves the context's cache shortened. */
-async function timeRestores(
-  options: CloseUpOptions,
-  tokens: Int32Array,
-  prefill: readonly TimePoint[],
-): Promise<RestoreTimes> {
-  const { context, transforms, ratios, sinks, window, modes, signal } = options;
-  const ratio = middleRatio(ratios);
-  const full = parseState(context.getState());
-  const loadBasesMs = await timeLoading(transforms, full, { ratio, sinks, window, ...modes });
-  const { exactSinks, exactWindow } = createChunkEncoder(transforms.profile, { ratio, sinks, window, ...modes });
-  const restore: TimePoint[] = [];
-  const lengths = TIMED_SHARES.map((part) => Math.round(tokens.length * part)).filter(
-    (length) => length > sinks + window,
-  );
-  for (const length of lengths.toReversed()) {
-    context.truncate(0, length);
-    const target = memoryTarget();
-    const kept = tokens.subarray(0, length);
-    const settings = { ratio, sinks, window, ...modes, tokens: kept, signal };
-    await compressState(context.getState(), transforms, target, settings);
-    const container = await openContainer(target.bytes());
-    try {
-      const runs: number[] = [];
-      for (let run = 0; run < TIMED_RUNS; run++) {
-        runs.push((await restoreContainer(container, transforms, { vTransposed: full.vTransposed, signal })).elapsedMs);
-      }
-      restore.unshift({ tokens: length, elapsedMs: runs.toSorted((a, b) => a - b)[TIMED_RUNS >> 1] ?? 0 });
-    } finally {
-      await container.close();
-    }
-  }
-  return { ratio, exactTokens: exactSinks + exactWindow, prefill, restore, loadBasesMs };
-}
-
-async function timeLoading({ profile, backend }: Transforms, view: StateView, coding: CodingOptions): Promise<number> {
-  const [, newest] = ranksInUse(profile, coding);
-  const fresh = openTransforms(profile, backend);
-  const startedMs = performance.now();
-  try {
-    for (const stream of STREAMS) {
-      const element = stream === 'key' ? view.keyType : view.valueType;
-      await fresh.synthesis(stream, newest[stream], element);
-    }
-    return performance.now() - startedMs;
-  } finally {
-    fresh.close();
-  }
 }

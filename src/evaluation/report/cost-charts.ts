@@ -1,7 +1,8 @@
 // What keeping a cache costs: bytes by part, and time to restore against time to prefill.
 // Does not know: quality, errors.
 
-import type { CloseUp, RatioCloseUp, RestoreTimes, TimePoint } from '../close-up.ts';
+import type { CloseUp, RatioCloseUp } from '../close-up.ts';
+import type { RestoreTimes, TimePoint } from '../restore-times.ts';
 import type { Figure } from './chart.ts';
 import {
   FAINT,
