@@ -8,9 +8,10 @@ type Node = string | readonly Node[];
 
 const TYPES: Readonly<Record<string, number>> = { i32: 0x7f, i64: 0x7e, f32: 0x7d, f64: 0x7c, v128: 0x7b };
 
-/** Instructions without immediates; extract_low and extract_third stand for extract_lane 0 and 2,
- * low_of_both,
- * low_in_turn and high_in_turn for shuffles. */
+/**
+ * Instructions without immediates; extract_low and extract_third stand for extract_lane 0 and 2, low_of_both, low_in_turn
+ * and high_in_turn for shuffles.
+ */
 const PLAIN: Readonly<Record<string, readonly number[]>> = {
   return: [0x0f],
   drop: [0x1a],

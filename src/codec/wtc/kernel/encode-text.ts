@@ -34,7 +34,10 @@ const pushRaw = (value: string, bits: string): string => `
   (i32.store ${get('at')} ${sub(i32(-1), `(i32.or (i32.shl ${value} ${i32(4)}) ${bits})`)})
   ${set('at', add(get('at'), i32(4)))}`;
 
-/** Magnitudes in decision units count as this at most: it is far beyond the reach of any pair, and no abs of it is negative. */
+/**
+ * Magnitudes in decision units count as this at most, which is far beyond what four at a time can be coded with. So does
+ * what an i32 cannot hold, whatever relaxed truncation makes of it: its magnitude as a u32 is at least 2^31 − 1.
+ */
 const MOST_UNITS = 2 ** 26;
 
 /** An integer up to this was not held back by that. */
