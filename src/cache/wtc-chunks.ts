@@ -25,7 +25,7 @@ import {
 } from '../codec/wtc/plan.ts';
 import { WTC_CODEC_ID, decodeWtcChunk, encodeWtcChunk } from '../codec/wtc/wtc-codec.ts';
 import type { ContainerHeader } from '../container/types.ts';
-import { TERM_BLOCK } from '../linalg/backend.ts';
+import { padded } from '../linalg/backend.ts';
 import type { StepPoint, WtcProfile } from '../profile/profile.ts';
 import type { ChunkDecoder, ChunkEncoder, CodingOptions } from './chunk-seam.ts';
 import { DEFAULT_RATIO, checkRank } from './chunk-seam.ts';
@@ -277,7 +277,7 @@ function widenedRows(values: Float32Array, rows: number, from: number, to: numbe
 /** Sets f32[rows, rank] to zero from each row's count on, as far as a product may read. */
 function clearUncoded(values: Float32Array, rank: number, counts: Int32Array): void {
   const most = counts.reduce((a, b) => Math.max(a, b), 1);
-  const read = Math.min(rank, Math.ceil(most / TERM_BLOCK) * TERM_BLOCK);
+  const read = Math.min(rank, padded(most));
   counts.forEach((count, row) => values.fill(0, row * rank + count, row * rank + read));
 }
 

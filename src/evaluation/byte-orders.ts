@@ -20,6 +20,9 @@ export interface ByteOrders {
   readonly splitBytes: number;
 }
 
+/** In the order they are shown. */
+export const BYTE_ORDERS = ['packedBytes', 'tokenMajorBytes', 'groupMajorBytes', 'splitBytes'] as const;
+
 /** `packed`: a chunk of `tokens` tokens as the plan packs it, before any entropy coding. */
 export async function measureByteOrders(packed: Uint8Array, tokens: number, plan: PaperPlan): Promise<ByteOrders> {
   const groups = placeGroups(plan, tokens);

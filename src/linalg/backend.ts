@@ -60,6 +60,11 @@ export interface Analysis {
 /** Products take coefficients in whole blocks of so many. */
 export const TERM_BLOCK = 32;
 
+/** Next multiple of TERM_BLOCK. */
+export function padded(count: number): number {
+  return Math.ceil(count / TERM_BLOCK) * TERM_BLOCK;
+}
+
 /** Coefficients of some tokens. */
 export interface Coefficients {
   /** f32[tokens, rank] */

@@ -2,6 +2,7 @@
 // ours. Does not know: how anything was measured, where files lie.
 
 import { basename } from 'node:path';
+import { BYTE_ORDERS } from '../../src/evaluation/byte-orders.ts';
 import type { CloseUp } from '../../src/evaluation/close-up.ts';
 import type { Evaluation } from '../../src/evaluation/evaluate.ts';
 import { equalQuality, equalRatioText } from '../../src/evaluation/equal-quality.ts';
@@ -235,13 +236,11 @@ function closeUpText(id: string, { closeUp }: Evaluation, oracle: Oracle, compar
   ].join('\n');
 }
 
-const ORDERS = ['packedBytes', 'tokenMajorBytes', 'groupMajorBytes', 'splitBytes'] as const;
-
 function ordersText(id: string, { byteOrders }: CloseUp, oracle: Oracle, compare: Comparison): string {
   if (byteOrders === null || byteOrders === undefined) return '';
   const { ratio } = byteOrders;
   const rows = STREAMS.map((stream) => {
-    const cells = ORDERS.map((order, i) => {
+    const cells = BYTE_ORDERS.map((order, i) => {
       const place = `${id}/orders/${ratio}x ${stream}s/${order}`;
       const theirs = ratio === 16 ? oracle.orders?.[stream][i] : undefined;
       return compare.cell(place, byteOrders[stream][order], theirs, { format: wholeNumber });

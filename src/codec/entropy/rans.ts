@@ -74,8 +74,8 @@ const ENCODER_BYTES = 16;
 
 /**
  * Writes the encoding constants of a table, 16 bytes a symbol, at `offsetBytes`: u64 ⌈2^43 / f⌉, u32 f · 2^19, from which
- * on a state gives a word away, u16 4096 − f, u16 start, all little-endian. A state that may be coded is below f · 2^19, so ⌊state · ⌈2^43 / f⌉ / 2^43⌋ is ⌊state / f⌋ exactly and the
- * product stays below 2^63. Symbols of frequency 0 get zeros.
+ * on a state gives a word away, u16 4096 − f, u16 start, all little-endian. A state that may be coded is below f · 2^19,
+ * so ⌊state · ⌈2^43 / f⌉ / 2^43⌋ is ⌊state / f⌋ exactly and the product stays below 2^63. Symbols of frequency 0 get zeros.
  */
 export function fillEncoder(frequencies: ArrayLike<number>, view: DataView, offsetBytes: number): void {
   let start = 0;

@@ -1,6 +1,7 @@
 // The sections of the close-up: for each, a title that states what the data show, a sentence on how to read it, the
 // charts, and a table with every number. Does not know: how charts are drawn, the page around the sections.
 
+import { BYTE_ORDERS } from '../byte-orders.ts';
 import { STREAMS } from '../../base/geometry.ts';
 import type { CloseUp } from '../close-up.ts';
 import { wholeNumber } from './chart.ts';
@@ -200,11 +201,7 @@ export function costSection(closeUp: CloseUp): string {
 function ordersHtml({ byteOrders }: CloseUp): string {
   if (byteOrders === null || byteOrders === undefined) return '';
   const rows = STREAMS.map((stream) => {
-    const { packedBytes, tokenMajorBytes, groupMajorBytes, splitBytes } = byteOrders[stream];
-    return [
-      `${byteOrders.ratio}x ${stream}s`,
-      ...[packedBytes, tokenMajorBytes, groupMajorBytes, splitBytes].map((bytes) => wholeNumber(bytes)),
-    ];
+    return [`${byteOrders.ratio}x ${stream}s`, ...BYTE_ORDERS.map((order) => wholeNumber(byteOrders[stream][order]))];
   });
   const heading = ['', 'packed', 'token by token', 'group by group', 'split planes'];
   return detailsHtml(

@@ -4,11 +4,12 @@
 import { availableParallelism } from 'node:os';
 import type { RopeDescription } from '../../rope/description.ts';
 import type { Backend, MatrixSource, Precision, PreparedMatrix, RowLayout } from '../backend.ts';
+import { padded } from '../backend.ts';
 import { checkLayout, checkPlacement, checkRange, checkValues, layoutWidth } from '../shapes.ts';
 import { GgmlDevice } from './device.ts';
 import type { ConstantTensor } from './device.ts';
 import { GGML_TYPE } from './library.ts';
-import { loadMatrix, loadVector, padded } from './matrix.ts';
+import { loadMatrix, loadVector } from './matrix.ts';
 import {
   downloadRows,
   prepareRope,

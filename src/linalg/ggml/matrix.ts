@@ -3,17 +3,12 @@
 // Does not know what the matrix is for.
 
 import type { MatrixSource, Precision } from '../backend.ts';
-import { TERM_BLOCK } from '../backend.ts';
+import { TERM_BLOCK, padded } from '../backend.ts';
 import type { ConstantTensor, GgmlDevice } from './device.ts';
 import { GGML_TYPE } from './library.ts';
 
 /** Rows read at a time: 64 rows of p = 40 960 are 10 MB. */
 const ROWS_PER_READ = 64;
-
-/** Next multiple of TERM_BLOCK, the values of a q8_0 block. */
-export function padded(count: number): number {
-  return Math.ceil(count / TERM_BLOCK) * TERM_BLOCK;
-}
 
 /** [rows, columns] as it is: a tensor of `rows` rows of padded(columns). */
 export function loadMatrix(device: GgmlDevice, source: MatrixSource, precision: Precision): Promise<ConstantTensor> {

@@ -2,6 +2,7 @@
 // graph per slice of tokens. Does not know: plans, quantisers, engines' state formats.
 
 import type { Analysis, Coefficients, Synthesis, TransformSpec } from '../backend.ts';
+import { padded } from '../backend.ts';
 import {
   checkCoefficients,
   checkLayers,
@@ -14,7 +15,7 @@ import {
 import type { ConstantTensor, GgmlDevice } from './device.ts';
 import { GGML_TYPE } from './library.ts';
 import type { GgmlLibrary, Pointer } from './library.ts';
-import { loadMatrix, loadTransposed, loadVector, padded } from './matrix.ts';
+import { loadMatrix, loadTransposed, loadVector } from './matrix.ts';
 import {
   SLICE_TOKENS,
   downloadRows,

@@ -73,13 +73,17 @@ const sumOf = (v: string): string => {
 const signed = (k: string, v: string): string =>
   `(i32x4.sub (v128.xor ${get(k)} (i32x4.shr_s ${get(v)} ${i32(31)})) (i32x4.shr_s ${get(v)} ${i32(31)}))`;
 
-/** Component j of pair $u by itself. */
-const symboliseSingle = (j: number): string => `
-        ${set('own', `(i32.load16_s offset=${2 * j} ${add(get('componentClasses'), `(i32.shl ${get('u')} ${i32(2)})`)})`)}
+/** $c, $n and $row ← class, low bits and table row of a single whose own class is $own. */
+const enterSingle = `
         ${set('n', i32(0))}
         ${set('c', sub(get('own'), get('shift')))}
         ${clampClass}
-        ${set('row', sub(`(select ${i32(SINGLE_CLASS_MAX)} ${get('c')} ${get('n')})`, i32(CLASS_MIN)))}
+        ${set('row', sub(`(select ${i32(SINGLE_CLASS_MAX)} ${get('c')} ${get('n')})`, i32(CLASS_MIN)))}`;
+
+/** Component j of pair $u by itself. */
+const symboliseSingle = (j: number): string => `
+        ${set('own', `(i32.load16_s offset=${2 * j} ${add(get('componentClasses'), `(i32.shl ${get('u')} ${i32(2)})`)})`)}
+        ${enterSingle}
         ${set('k', `(call $decide (f64.mul (f64.promote_f32 (f32.load offset=${4 * j} ${get('from')})) ${get('scale')}) ${get('row')} ${sub(`(i32.shl ${i32(MAX_Q)} ${get('n')})`, `(i32.const 1)`)})`)}
         ${set('at', `(call $push ${get('at')} ${get('k')} ${get('c')})`)}
         ${set('observed', add(get('observed'), `(i32.mul (call $magnitude ${get('k')} ${get('c')}) ${weightOf(sub(get('own'), get('tokenShift')))})`))}`;
@@ -181,10 +185,7 @@ export const ENCODE_TEXT = `
           (local.set $four (i64.load ${add(get('componentClasses'), `(i32.shl ${get('u')} ${i32(2)})`)}))
           ${set('own', `(i32.load16_s ${add(get('componentClasses'), `(i32.shl ${get('u')} ${i32(2)})`)})`)}
           (br_if $alone (i64.ne ${get('four')} (i64.mul (i64.and ${get('four')} (i64.const 65535)) (i64.const ${0x1_0001_0001_0001}))))
-          ${set('n', i32(0))}
-          ${set('c', sub(get('own'), get('shift')))}
-          ${clampClass}
-          ${set('row', sub(`(select ${i32(SINGLE_CLASS_MAX)} ${get('c')} ${get('n')})`, i32(CLASS_MIN)))}
+          ${enterSingle}
           ${loadDecisions}
           ${decideFour('first', 'k0', 0)}
           (br_if $alone (v128.any_true (i32x4.gt_s ${get('k0')} (i32x4.splat ${i32(LARGE_INTEGER)}))))
