@@ -8,7 +8,6 @@ import type { WtcPlan } from './plan.ts';
 /** Places in a kernel's memory, addresses in bytes. */
 export interface ChunkRoom {
   readonly pairClasses: number;
-  /** i32 of every pair: the first pair after it that is of another class. */
   readonly runEnds: number;
   readonly componentClasses: number;
   /** Expected magnitudes of token class c begin at expected + (c − TOKEN_CLASS_MIN) · expectedBytes. */
@@ -41,11 +40,7 @@ export function planRoom(plan: WtcPlan, partBytes: readonly number[]): ChunkRoom
 export function fillRoom(memory: Uint8Array, room: ChunkRoom, plan: WtcPlan): void {
   new Int16Array(memory.buffer, room.pairClasses, plan.rank / 2).set(plan.pairClasses);
   new Int16Array(memory.buffer, room.componentClasses, plan.rank).set(plan.componentClasses);
-  const runEnds = new Int32Array(memory.buffer, room.runEnds, plan.rank / 2);
-  for (let u = runEnds.length - 1, end = u + 1; u >= 0; u--) {
-    if (plan.pairClasses[u] !== plan.pairClasses[u + 1]) end = u + 1;
-    runEnds[u] = end;
-  }
+  new Int32Array(memory.buffer, room.runEnds, plan.rank / 2).set(plan.runEnds);
 }
 
 /** Address of a token class's expected magnitudes, which are written on its first use in a chunk (`written`). */

@@ -80,6 +80,16 @@ export function pairClasses(scales: Int16Array, rank: number, stepIndex: number)
   return classes;
 }
 
+/** i32[pairs]: of every pair the first after it that is of another class. */
+export function runEnds(pairs: Int16Array): Int32Array {
+  const ends = new Int32Array(pairs.length);
+  for (let u = pairs.length - 1, end = u + 1; u >= 0; u--) {
+    if (pairs[u] !== pairs[u + 1]) end = u + 1;
+    ends[u] = end;
+  }
+  return ends;
+}
+
 /** How many pairs a token of class `tokenClass` codes: those whose class is at least `cut`. They come first. */
 export function codedPairs(pairs: Int16Array, tokenClass: number, cut: number): number {
   const bound = cut + 2 * tokenClass;

@@ -15,6 +15,7 @@ import {
   codedPairs,
   componentClasses,
   pairClasses,
+  runEnds,
   stepOf,
 } from './classes.ts';
 import type { TableFamily } from './family.ts';
@@ -64,6 +65,8 @@ export interface WtcPlan extends CodecPlan, Omit<StreamParameters, 'expected'> {
   readonly componentClasses: Int16Array;
   /** i16[rank / 2] */
   readonly pairClasses: Int16Array;
+  /** i32[rank / 2], see runEnds */
+  readonly runEnds: Int32Array;
   readonly family: TableFamily;
   /** i32[blocks + 1]: what is expected of a token's weighted magnitudes before each block of 32 components. */
   expectedMagnitudes(tokenClass: number): Int32Array;
@@ -130,6 +133,7 @@ export function createWtcPlan(parameters: StreamParameters, { scales, family }: 
     step: stepOf(stepIndex),
     componentClasses: ofComponents,
     pairClasses: ofPairs,
+    runEnds: runEnds(ofPairs),
     family,
     expectedMagnitudes: (tokenClass: number) => {
       const index = tokenClass - TOKEN_CLASS_MIN;
