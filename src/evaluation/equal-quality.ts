@@ -46,6 +46,13 @@ export function equalQuality(rows: readonly EvaluationRow[]): EqualQuality[] {
     });
 }
 
+/** The same on the documents of each kind of text alone, by kind; empty where there is but one kind. */
+export function equalQualityByKind(rows: readonly EvaluationRow[]): ReadonlyMap<string, EqualQuality[]> {
+  const kinds = Object.keys(rows[0]?.byKind ?? {});
+  if (kinds.length < 2) return new Map();
+  return new Map(kinds.map((kind) => [kind, equalQuality(rows.map((row) => ({ ...row, ...row.byKind[kind] })))]));
+}
+
 /** The ratio at which neither loss exceeds that of `against`. */
 function ratioNoWorse(rows: readonly EvaluationRow[], against: EvaluationRow, rate: Rate): ReadRatio {
   const found = MEASURES.map((measure) => ratioWithin(pointsOf(rows, measure, rate), against[measure]));

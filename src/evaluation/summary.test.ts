@@ -45,6 +45,8 @@ describe('summarise', () => {
     close(row.paperRatio, 3); // 240 bytes raw, 60 + 20 stored
     close(row.storedBytes, 40);
     close(row.byKind['code']?.klNats, 0.3);
+    close(row.byDocument?.[0]?.klNats, 0.1);
+    close(row.byDocument?.[1]?.klNats, 0.3);
     close(row.byKind['prose']?.perplexityRestored, 3);
     assert.deepEqual([row.documents, row.byKind['code']?.documents, row.treatment, row.ratio], [2, 1, 'x', 3]);
   });

@@ -38,6 +38,8 @@ export interface EvaluationRow extends OutputFigures {
   readonly compressMs: number;
   readonly restoreMs: number;
   readonly byKind: Readonly<Record<string, OutputFigures>>;
+  /** In the order of the run's documents, to show how far they differ; outputs of earlier versions lack it. */
+  readonly byDocument?: readonly Pick<OutputFigures, 'klNats' | 'copyKlNats' | 'top1Agreement'>[];
   /** By task; there when tasks were run. */
   readonly tasks?: Readonly<Record<string, TaskFigures>>;
 }
@@ -70,6 +72,10 @@ export function summarise(
     byKind: Object.fromEntries(
       kinds.map((kind) => [kind, outputFigures(results.filter((result) => result.kind === kind))]),
     ),
+    byDocument: results.map((result) => {
+      const { klNats, copyKlNats, top1Agreement } = outputFigures([result]);
+      return { klNats, copyKlNats, top1Agreement };
+    }),
     ...(tasks.length === 0 ? {} : { tasks: taskFigures(tasks) }),
   };
 }

@@ -1,6 +1,7 @@
 // Where the numbers speak against our codecs, computed from them, run by run. Does not know: how anything was measured.
 
 import type { Evaluation } from '../../src/evaluation/evaluate.ts';
+import { equalQuality, equalQualityByKind, equalRatioText } from '../../src/evaluation/equal-quality.ts';
 import { comparison } from '../../src/evaluation/report/comparison.ts';
 import { seriesNames, seriesOf } from '../../src/evaluation/series.ts';
 import type { EvaluationRow } from '../../src/evaluation/summary.ts';
@@ -10,13 +11,37 @@ import { nats, runTitle } from './words.ts';
 /** A list with its heading, run by run; empty where nothing speaks against us. */
 export function losesText(evaluations: readonly NamedResult<Evaluation>[]): string {
   const lines = evaluations.flatMap(({ file, result }) => {
-    const found = losses(result.rows, result.settings.prefixTokens);
+    const found = losses(result.rows);
     return found.length === 0 ? [] : [`* ${runTitle(file)}:`, ...found.map((line) => `  * ${line}.`)];
   });
+  const short = windowText(evaluations);
+  if (short !== '') lines.unshift(short);
   return lines.length === 0 ? '' : `### Where kvtc loses\n\n${lines.join('\n')}\n`;
 }
 
-function losses(rows: readonly EvaluationRow[], prefixTokens: number): string[] {
+/** Where the exact window makes a file more than twice as large as the paper's count has it: the highest ratio's worst. */
+function windowText(evaluations: readonly NamedResult<Evaluation>[]): string {
+  const byPrefix = Map.groupBy(evaluations, ({ result }) => result.settings.prefixTokens);
+  const found = [...byPrefix].flatMap(([prefixTokens, runs]) => {
+    const shares = runs
+      .flatMap(({ result }) => result.rows)
+      .flatMap(({ treatment, paperRatio, effectiveRatio }) =>
+        paperRatio !== null && effectiveRatio !== null && paperRatio > 2 * effectiveRatio
+          ? [{ treatment, paperRatio, effectiveRatio }]
+          : [],
+      )
+      .toSorted((a, b) => b.paperRatio / b.effectiveRatio - a.paperRatio / a.effectiveRatio);
+    return shares
+      .slice(0, 1)
+      .map(
+        ({ treatment, paperRatio, effectiveRatio }) =>
+          `at ${prefixTokens} tokens ${treatment} stores ${effectiveRatio.toFixed(1)} times less, not ${paperRatio.toFixed(1)}`,
+      );
+  });
+  return found.length === 0 ? '' : `* An exact window eats most of the high ratios: ${found.join('; ')}.`;
+}
+
+function losses(rows: readonly EvaluationRow[]): string[] {
   const others = rows.filter((row) => seriesOf(row) === null);
   const curves = seriesNames(rows).map((series) => rows.filter((row) => seriesOf(row) === series));
   const weak = rows.filter((row) => seriesOf(row) !== null && row.copyKlNats > 3 * row.klNats);
@@ -25,21 +50,32 @@ function losses(rows: readonly EvaluationRow[], prefixTokens: number): string[] 
       .filter(([, { exactCorrect, correct }]) => exactCorrect > 0 && correct < 0.95 * exactCorrect)
       .map(([task, { exactCorrect, correct }]) => `${task} at ${row.treatment} (${correct} of ${exactCorrect})`),
   );
-  const short = curves.flatMap((curve) => {
-    const { treatment = '', paperRatio = null, effectiveRatio = null } = curve.at(-1) ?? {};
-    const half = paperRatio !== null && effectiveRatio !== null && paperRatio > 2 * effectiveRatio;
-    return half ? [`${treatment} stores ${effectiveRatio.toFixed(1)} times less, not ${paperRatio.toFixed(1)}`] : [];
-  });
   return [
     ...seriesNames(rows).flatMap((series, i) => lossesToOthers(series, curves[i] ?? [], others)),
     weak.length === 0
       ? ''
       : `copying suffers more than prediction, over three times the KL, at ${weak.map(({ treatment }) => treatment).join(', ')}`,
     lost.length === 0 ? '' : `answers are lost: ${lost.join(', ')}`,
-    short.length === 0
-      ? ''
-      : `at ${prefixTokens} tokens the exact window eats most of the high ratios: ${short.join('; ')}`,
+    ...lossesByKind(rows),
   ].filter((line) => line !== '');
+}
+
+/** Share of the ratio at equal loss on all documents, below which a kind of text is told of. */
+const POOR_KIND = 2 / 3;
+
+/** Kinds of text on which our codec gains much less over the published one than on all documents together. */
+function lossesByKind(rows: readonly EvaluationRow[]): string[] {
+  const all = equalQuality(rows);
+  return [...equalQualityByKind(rows)].flatMap(([kind, found]) => {
+    const poor = found.flatMap(({ series, against, effectiveRatio }, i) => {
+      const together = all[i]?.effectiveRatio;
+      if (together === undefined || together.relation === 'below') return [];
+      if (effectiveRatio.relation !== 'below' && effectiveRatio.ratio >= POOR_KIND * together.ratio) return [];
+      const whole = `${equalRatioText(effectiveRatio)} of ${series} is as good as ${against.treatment}`;
+      return [`${whole} (${equalRatioText(together)} on all documents)`];
+    });
+    return poor.length === 0 ? [] : [`on ${kind} text ${poor.join(', ')}`];
+  });
 }
 
 /** What codecs of others do better than one curve of ours. */

@@ -26,6 +26,8 @@ export interface Oracle {
   readonly title: string;
   /** By target ratio. */
   readonly rows: Readonly<Record<string, OracleFigures>>;
+  /** KL in nats a token by target ratio and kind of text; of documents of all kinds alike, `rows` has the mean. */
+  readonly kinds: Readonly<Record<string, Readonly<Record<string, number>>>>;
   /** Captured at the shares of ENERGY_SHARES. */
   readonly energy: { readonly key: readonly number[]; readonly value: readonly number[] } | null;
   readonly plans: Readonly<Record<string, { readonly key: OraclePlan; readonly value: OraclePlan }>>;

@@ -1,16 +1,15 @@
 // docs/results.md: per model the tables of the evidence by our own code, the oracle's figure in brackets behind each of
 // ours. Does not know: how anything was measured, where files lie.
 
-import { basename } from 'node:path';
 import { BYTE_ORDERS } from '../../src/evaluation/byte-orders.ts';
 import type { CloseUp } from '../../src/evaluation/close-up.ts';
 import type { Evaluation } from '../../src/evaluation/evaluate.ts';
-import { equalQuality, equalRatioText } from '../../src/evaluation/equal-quality.ts';
 import { isPlainKvtc } from '../../src/evaluation/report/comparison.ts';
 import { evaluatedProfiles, exactTokensText, seriesOf } from '../../src/evaluation/series.ts';
 import type { EvaluationRow } from '../../src/evaluation/summary.ts';
-import type { Comparison } from './compare.ts';
-import { openComparison } from './compare.ts';
+import type { Comparison, Deviation } from './compare.ts';
+import { deviationsText, openComparison } from './compare.ts';
+import { equalText, proofText } from './equal.ts';
 import { losesText } from './loses.ts';
 import type { Evidence, ModelResults, NamedResult, Oracle, OracleFigures } from './read.ts';
 import { markdown, nats, percent, runTitle, wholeNumber } from './words.ts';
@@ -24,6 +23,7 @@ const HEAD = `# Results
 Made by \`tools/make-results.ts\` from the files below \`bench/results\`, each the \`--json\` output of one command; do not edit.
 In brackets: what the method's reference implementation measured in f32 on a GPU, on other cuts of the same texts (\`bench/oracle.json\`).
 A figure in **bold** is more than 15 % away from it, and by more than the engine's own noise; the deviations are listed and explained under each model.
+Where the reference tells KL by kind of text and a run's documents are not of all kinds alike, the mean of its kinds stands beside it.
 
 KL is that of the next-token distributions, exact cache against restored cache, in nats per token; copy KL the same on tokens that repeat a passage of the prefix.
 *Floor* is what clearing the three lowest mantissa bits of the exact cache costs: differences below it are none. [What the ratios count](accounting.md), [what else was tried](levers.md).
@@ -38,37 +38,30 @@ export function resultsPage({ models, explanations }: Evidence): string {
     .trimEnd()}\n`;
 }
 
-/** What a file's name begins with that holds both codecs in one run, measured to be compared. */
-const PROOF = 'proof';
-
-/** Both codecs at equal loss, every model's, from runs made for it. */
-function proofText(models: readonly ModelResults[]): string {
-  const lines = models.flatMap(({ oracle, evaluations }) =>
-    evaluations
-      .filter(({ file }) => basename(file).startsWith(PROOF))
-      .flatMap(({ result: { rows, settings } }) =>
-        equalLines(rows).map((line) => [`${oracle.title}, ${settings.documents.length} documents`, ...line]),
-      ),
-  );
-  if (lines.length === 0) return '';
-  const heading = ['', ...EQUAL_HEADING, RETRIEVAL_HEADING];
-  return `## Both codecs at equal loss\n\nEach model's in one run, read off between measured ratios and never beyond them; no retrieval where the exact cache answers nothing:\n\n${markdown(heading, lines)}`;
-}
-
 function modelText(model: ModelResults, explanations: Readonly<Record<string, string>>): string {
   const { id, oracle, evaluations, ablations, benches } = model;
   const title = `## ${oracle.title}\n`;
   if (evaluations.length + ablations.length + benches.length === 0) return `${title}\nNot measured yet.\n`;
-  const compare = openComparison();
+  const deviations: Deviation[] = [];
+  const compared = <T extends { readonly file: string }>(
+    runs: readonly T[],
+    text: (run: T, compare: Comparison) => string,
+  ): string[] =>
+    runs.map((run) => {
+      const compare = openComparison(runTitle(run.file));
+      const written = text(run, compare);
+      deviations.push(...compare.deviations);
+      return written;
+    });
   const parts = [
-    ...evaluations.map((one) => evaluationText(id, one, oracle, compare)),
-    ...ablations.map((one) => ablationText(id, one, oracle, compare)),
+    ...compared(evaluations, (one, compare) => evaluationText(id, one, oracle, compare)),
+    ...compared(ablations, (one, compare) => ablationText(id, one, oracle, compare)),
     ...benches.map(({ file, result }) => {
       const { tokens, ratio, prefillMs, restoreMs, restoreSpeedup, machine } = result;
       return `### Speed\n\n${tokens} tokens at ${ratio}x: prefill ${(prefillMs / 1000).toFixed(2)} s, restore ${(restoreMs.median / 1000).toFixed(3)} s, ${restoreSpeedup.toFixed(1)} times faster. ${machine.processor.trim()}, ${machine.threads} threads, llama.cpp ${machine.engine} (\`${file}\`).\n`;
     }),
     losesText(evaluations),
-    deviationsText(compare, explanations),
+    deviationsText(deviations, explanations),
   ];
   return [title, ...parts.filter((part) => part !== '')].join('\n');
 }
@@ -83,7 +76,9 @@ function evaluationText(id: string, one: NamedResult<Evaluation>, oracle: Oracle
     return [`### ${runTitle(one.file)}\n`, runText(one), tasksText([floor, ...rows])].join('\n');
   // The oracle ran in f32 and on short prefixes: nothing else has a figure of its to stand beside.
   const reference =
-    exact && settings.prefixTokens === ORACLE_PREFIX ? oracle : { ...oracle, rows: {}, ablations: {}, rivals: {} };
+    exact && settings.prefixTokens === ORACLE_PREFIX
+      ? oracle
+      : { ...oracle, rows: {}, kinds: {}, ablations: {}, rivals: {} };
   const table = exact ? 'rows' : 'as-is';
   const plain = rows.filter(isPlainKvtc);
   const rivals = rows.filter((row) => !isPlainKvtc(row));
@@ -97,13 +92,17 @@ function evaluationText(id: string, one: NamedResult<Evaluation>, oracle: Oracle
     markdown(
       ['', 'paper ratio', 'every byte', 'KL', 'copy KL', 'top-1', 'perplexity'],
       [
-        ...plain.map((row) => [row.treatment, ...cells(table, row, oracleRow(row, reference)), perplexity(row)]),
+        ...plain.map((row) => [
+          row.treatment,
+          ...cells(table, row, oracleRow(row, reference, settings.documents)),
+          perplexity(row),
+        ]),
         [...floorCells(floor, settings), floor.documents === settings.documents.length ? perplexity(floor) : '–'],
         ['exact', '1', '1', '0', '0', '100.0 %', (plain[0] ?? floor).perplexityExact.toFixed(2)],
       ],
     ),
     equalText(rows),
-    byKind(plain),
+    byKind(`${id}/${table} by kind`, plain, reference, floor, compare),
     rivals.length === 0
       ? ''
       : `Rivals, same documents, same accounting:\n\n${markdown(
@@ -120,39 +119,28 @@ function evaluationText(id: string, one: NamedResult<Evaluation>, oracle: Oracle
 /** Profiles called `20k` and the like are of so many thousand calibration rows. */
 const CALIBRATION_ROWS = /^kvtc (\d+)k$/u;
 
-/** The oracle has figures of the published codec at its default settings, and of some numbers of calibration rows. */
+/**
+ * The oracle has figures of the published codec at its default settings, and of some numbers of calibration rows. Where
+ * it tells KL by kind and the documents are not of all kinds alike, KL is the mean of their kinds'.
+ */
 function oracleRow(
   row: EvaluationRow,
-  { rows, ablations }: Pick<Oracle, 'rows' | 'ablations'>,
+  { rows, kinds, ablations }: Pick<Oracle, 'rows' | 'kinds' | 'ablations'>,
+  documents: Evaluation['settings']['documents'],
 ): OracleFigures | undefined {
   const series = seriesOf(row);
   const thousands = CALIBRATION_ROWS.exec(series ?? '')?.[1];
   if (thousands !== undefined) return ablations[`${row.ratio}x tokens ${thousands}000`];
-  return series === 'kvtc' ? rows[`${row.ratio}`] : undefined;
-}
-
-const EQUAL_HEADING = ['no worse in KL and copy KL than', 'its ratios', 'codec', 'paper ratio', 'every byte'];
-const RETRIEVAL_HEADING = 'retrieval no worse up to';
-
-function equalText(rows: readonly EvaluationRow[]): string {
-  const lines = equalLines(rows);
-  if (lines.length === 0) return '';
-  const withRetrieval = lines.some((line) => line.at(-1) !== '–');
-  const shown = withRetrieval ? lines : lines.map((line) => line.slice(0, -1));
-  const heading = withRetrieval ? [...EQUAL_HEADING, RETRIEVAL_HEADING] : EQUAL_HEADING;
-  return `At equal loss, read off between measured ratios and never beyond them:\n\n${markdown(heading, shown)}`;
-}
-
-/** Cells below EQUAL_HEADING and RETRIEVAL_HEADING. */
-function equalLines(rows: readonly EvaluationRow[]): string[][] {
-  return equalQuality(rows).map(({ series, against, paperRatio, effectiveRatio, retrievalRatio }) => [
-    against.treatment,
-    `${(against.paperRatio ?? 1).toFixed(1)}; ${(against.effectiveRatio ?? 1).toFixed(1)}`,
-    series,
-    equalRatioText(paperRatio),
-    equalRatioText(effectiveRatio),
-    retrievalRatio === null ? '–' : equalRatioText(retrievalRatio),
-  ]);
+  const figures = series === 'kvtc' ? rows[`${row.ratio}`] : undefined;
+  const ofKind = kinds[`${row.ratio}`];
+  if (figures === undefined || ofKind === undefined) return figures;
+  const counts = Object.entries(ofKind).map(([kind, klNats]) => ({
+    klNats,
+    documents: documents.filter((document) => document.kind === kind).length,
+  }));
+  const known = counts.reduce((sum, one) => sum + one.documents, 0);
+  if (known < documents.length || counts.every((one) => one.documents === counts[0]?.documents)) return figures;
+  return { ...figures, klNats: counts.reduce((sum, one) => sum + one.klNats * one.documents, 0) / known };
 }
 
 function figureCells(
@@ -172,14 +160,34 @@ function figureCells(
   ];
 }
 
-function byKind(rows: readonly EvaluationRow[]): string {
+function byKind(
+  place: string,
+  rows: readonly EvaluationRow[],
+  oracle: Pick<Oracle, 'kinds'>,
+  floor: EvaluationRow,
+  compare: Comparison,
+): string {
   const kinds = Object.keys(rows[0]?.byKind ?? {});
   if (kinds.length < 2) return '';
-  const lines = rows.map((row) => [
-    row.treatment,
-    ...kinds.map((kind) => nats(row.byKind[kind]?.klNats ?? Number.NaN)),
-  ]);
-  return `KL by kind of text:\n\n${markdown(['', ...kinds], lines)}`;
+  // With one document of a kind the kinds are the documents.
+  const spread = rows.some(({ byDocument = [] }) => byDocument.length > kinds.length);
+  const lines = rows.map((row) => {
+    const theirs = seriesOf(row) === 'kvtc' ? oracle.kinds[`${row.ratio}`] : undefined;
+    const cells = kinds.map((kind) =>
+      compare.cell(`${place}/${row.treatment}/${kind} KL`, row.byKind[kind]?.klNats, theirs?.[kind], {
+        format: nats,
+        floor: floor.byKind[kind]?.klNats ?? floor.klNats,
+      }),
+    );
+    return [row.treatment, ...cells, ...(spread ? documentRange(row) : [])];
+  });
+  const heading = ['', ...kinds, ...(spread ? ['least of a document', 'most of a document'] : [])];
+  return `KL by kind of text:\n\n${markdown(heading, lines)}`;
+}
+
+function documentRange({ byDocument = [] }: EvaluationRow): string[] {
+  const all = byDocument.map(({ klNats }) => klNats);
+  return all.length === 0 ? ['–', '–'] : [nats(Math.min(...all)), nats(Math.max(...all))];
 }
 
 function tasksText(rows: readonly EvaluationRow[]): string {
@@ -307,13 +315,4 @@ function runText({ file, result }: NamedResult<Evaluation>): string {
     `${judged}, ${exactTokensText(result)}; ${profiles}, model \`${settings.modelFingerprint.slice(0, 12)}\`.`,
     `${machine.processor}, ${machine.threads} threads, llama.cpp ${machine.engine}, Node ${machine.node}; ${time}, at commit \`${(commit ?? 'not recorded').slice(0, 12)}\`: \`${command ?? 'not recorded'}\` (\`${file}\`).\n`,
   ].join('\n');
-}
-
-function deviationsText({ deviations }: Comparison, explanations: Readonly<Record<string, string>>): string {
-  if (deviations.length === 0) return '';
-  const lines = deviations.map(({ place, ours, theirs }) => {
-    const why = explanations[place] ?? 'not explained yet';
-    return `* ${place.split('/').slice(1).join(', ')}: ${Number(ours.toPrecision(3))} against ${theirs}. ${why}`;
-  });
-  return `### Deviations from the reference\n\n${lines.join('\n')}\n`;
 }

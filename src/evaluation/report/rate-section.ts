@@ -1,6 +1,7 @@
 // The section on rate against loss: charts, what codecs reach at equal loss, who beats whom, a table with every number.
 // Does not know: how charts are drawn, close-ups, tasks.
 
+import { basename } from 'node:path';
 import { equalQuality, equalRatioText } from '../equal-quality.ts';
 import type { Evaluation } from '../evaluate.ts';
 import { seriesNames } from '../series.ts';
@@ -45,7 +46,8 @@ export function rateSection({ rows, floor, settings }: Evaluation): string {
       rivalsHtml(rows) +
       '<h3>Every number</h3>' +
       rowsTable(rows, floor) +
-      kindsTable(rows, floor),
+      kindsTable(rows, floor) +
+      documentsTable(rows, settings.documents),
   );
 }
 
@@ -145,4 +147,18 @@ function kindsTable(rows: readonly EvaluationRow[], floor: EvaluationRow): strin
     ]),
   );
   return detailsHtml('By kind of text', tableHtml(['', ...FIGURE_HEADING, 'documents'], lines));
+}
+
+/** How far documents differ, which a mean hides. */
+function documentsTable(rows: readonly EvaluationRow[], documents: Evaluation['settings']['documents']): string {
+  if (documents.length < 2) return '';
+  const lines = rows.flatMap(({ treatment, byDocument = [] }) =>
+    byDocument.map(({ klNats, copyKlNats, top1Agreement }, i) => [
+      `${treatment}, ${basename(documents[i]?.source ?? '')}`,
+      nats(klNats),
+      nats(copyKlNats),
+      percent(top1Agreement),
+    ]),
+  );
+  return detailsHtml('By document', tableHtml(['', ...FIGURE_HEADING.slice(0, 3)], lines));
 }
