@@ -57,6 +57,8 @@ export interface InspectedProfile
     readonly ratio: number;
     readonly keyRank: number;
     readonly valueRank: number;
+    readonly keyGroups: number;
+    readonly valueGroups: number;
     readonly keyError: number;
     readonly valueError: number;
   }[];
@@ -208,6 +210,8 @@ async function inspectProfile(path: string): Promise<InspectedProfile> {
       ratio,
       keyRank: key.rank,
       valueRank: value.rank,
+      keyGroups: key.groups.length,
+      valueGroups: value.groups.length,
       keyError,
       valueError,
     }));

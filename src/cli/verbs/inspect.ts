@@ -116,8 +116,8 @@ function profileLines(found: InspectedProfile): string[] {
   const { model, provenance } = found;
   const plans = found.plans.map((plan) => [
     `${plan.ratio}x`,
-    `${plan.keyRank}`,
-    `${plan.valueRank}`,
+    `${plan.keyRank} in ${plan.keyGroups} groups`,
+    `${plan.valueRank} in ${plan.valueGroups} groups`,
     formatPercent(plan.keyError),
     formatPercent(plan.valueError),
   ]);
@@ -168,7 +168,7 @@ function profileLines(found: InspectedProfile): string[] {
       : table(
           plans,
           [right, right, right, right, right],
-          ['plan', 'key rank', 'value rank', 'key error', 'value error'],
+          ['plan', 'key components', 'value components', 'key error', 'value error'],
         ),
     ...(quality.length === 0
       ? ['', '  quality: not measured']
