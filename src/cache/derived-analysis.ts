@@ -27,6 +27,7 @@ export async function withDerivedAnalysis<T>(
 ): Promise<T> {
   const { rows: rank, columns: width } = synthesis;
   const prepared: PreparedMatrix[] = [];
+  const buffers: ArrayBuffer[] = [];
   const prepare = async (values: Float32Array, rows: number, columns: number): Promise<PreparedMatrix> => {
     const matrix = await backend.prepareMatrix(denseMatrix(values, rows, columns), 'f32');
     prepared.push(matrix);
@@ -37,33 +38,36 @@ export async function withDerivedAnalysis<T>(
     for (let head = 0; head < metric.heads; head++) {
       blocks.push(await prepare(metricBlock(metric, head), metric.headDim, metric.headDim));
     }
+    const leading = Math.min(LEADING, rank);
+    const rows = Math.min(rank, Math.max(LEADING, BLOCK_ROWS));
+    const scratch = (length: number): Float32Array<ArrayBuffer> => {
+      const values = new Float32Array(length);
+      buffers.push(values.buffer);
+      return values;
+    };
+    const [values, leaked, overlap] = [scratch(rows * width), scratch(rows * width), scratch(rows * leading)];
     const weighted = async (startRow: number, endRow: number): Promise<Float32Array> => {
-      const out = new Float32Array((endRow - startRow) * width);
+      const out = values.subarray(0, (endRow - startRow) * width);
       await synthesis.read(startRow, endRow, out);
       await weigh(out, endRow - startRow, blocks, metric.headDim);
       return out;
     };
-    const leading = Math.min(LEADING, rank);
-    const first = new Float32Array(leading * width);
+    const first = values.subarray(0, leading * width);
     await synthesis.read(0, leading, first);
     const leadingSynthesis = await prepare(first, leading, width);
-    const leadingAnalysis = await prepare(transpose(await weighted(0, leading), leading, width), width, leading);
-    const dual = async (startRow: number, endRow: number): Promise<Float32Array> => {
+    const turned = leaked.subarray(0, leading * width); // not needed yet
+    transpose(await weighted(0, leading), leading, width, turned);
+    const leadingAnalysis = await prepare(turned, width, leading);
+    const dual = async (startRow: number, endRow: number): Promise<void> => {
       const count = endRow - startRow;
       const analysis = await weighted(startRow, endRow);
-      const overlap = new Float32Array(count * leading);
-      await leadingSynthesis.multiply(analysis, count, overlap);
-      for (let row = startRow; row < Math.min(endRow, leading); row++) overlap[(row - startRow) * leading + row]! -= 1;
-      const leaked = new Float32Array(count * width);
-      await leadingAnalysis.multiply(overlap, count, leaked);
-      for (let i = 0; i < analysis.length; i++) analysis[i]! -= leaked[i]!;
-      return analysis;
+      const [shares, leak] = [overlap.subarray(0, count * leading), leaked.subarray(0, count * width)];
+      await leadingSynthesis.multiply(analysis, count, shares);
+      for (let row = startRow; row < Math.min(endRow, leading); row++) shares[(row - startRow) * leading + row]! -= 1;
+      await leadingAnalysis.multiply(shares, count, leak);
+      for (let i = 0; i < analysis.length; i++) analysis[i]! -= leak[i]!;
     };
-    let block: { startRow: number; endRow: number; values: Float32Array } = {
-      startRow: 0,
-      endRow: 0,
-      values: new Float32Array(0),
-    };
+    let block = { startRow: 0, endRow: 0 };
     return await use({
       rows: rank,
       columns: width,
@@ -71,10 +75,11 @@ export async function withDerivedAnalysis<T>(
         for (let row = startRow; row < endRow;) {
           if (row < block.startRow || row >= block.endRow) {
             const end = Math.min(rank, row + BLOCK_ROWS);
-            block = { startRow: row, endRow: end, values: await dual(row, end) };
+            await dual(row, end);
+            block = { startRow: row, endRow: end };
           }
           const end = Math.min(endRow, block.endRow);
-          const part = block.values.subarray((row - block.startRow) * width, (end - block.startRow) * width);
+          const part = values.subarray((row - block.startRow) * width, (end - block.startRow) * width);
           out.set(part, (row - startRow) * width);
           row = end;
         }
@@ -82,6 +87,8 @@ export async function withDerivedAnalysis<T>(
     });
   } finally {
     for (const matrix of prepared) matrix.close();
+    // Left to the collector, tens of megabytes would stand through the coding that follows.
+    for (const buffer of buffers) buffer.transfer(0);
   }
 }
 

@@ -171,8 +171,7 @@ export function createWtcEncoder(profile: WtcProfile, options: CodingOptions): C
         const own = classes[stream];
         own.fill(TOKEN_CLASS_MIN, 0, Math.max(0, sinks - range.startToken));
         for (let t = first; t < tokens; t++) own[t] = clampClass((own[t] as number) + WINDOW_CLASS);
-        const rows = widenedRows(coefficients[stream], tokens, ranks[stream], plans[stream].rank);
-        const stored = encodeWtcChunk(rows, tokens, own, plans[stream]);
+        const stored = encodeWtcChunk(coefficients[stream], tokens, own, plans[stream], ranks[stream]);
         return { packedBytes: stored.length, stored };
       };
       return { key: code('key'), value: code('value') };
@@ -264,14 +263,6 @@ function plansOf({ tables }: WtcProfile, parameters: WtcParameters): Plans {
 
 function clampClass(tokenClass: number): number {
   return Math.max(TOKEN_CLASS_MIN, Math.min(TOKEN_CLASS_MIN + TOKEN_CLASSES - 1, tokenClass));
-}
-
-/** f32[rows, from] → f32[rows, to], zeros beyond; the same array where nothing is to be added. */
-function widenedRows(values: Float32Array, rows: number, from: number, to: number): Float32Array {
-  if (from === to) return values;
-  const out = new Float32Array(rows * to);
-  for (let row = 0; row < rows; row++) out.set(values.subarray(row * from, (row + 1) * from), row * to);
-  return out;
 }
 
 /** Sets f32[rows, rank] to zero from each row's count on, as far as a product may read. */

@@ -1,12 +1,9 @@
 // `kvtc bench`: speed and memory of this build on this machine, each figure beside the bound it is held to.
 // Repeats, takes medians, checks that what it timed is right. Does not know: quality (evaluate.ts), terminals.
 
-import { execFile } from 'node:child_process';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { cpus, tmpdir } from 'node:os';
-import { extname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
+import { join } from 'node:path';
 import { KvtcError } from '../base/errors.ts';
 import type { RunOptions } from '../base/events.ts';
 import { throwIfAborted } from '../base/events.ts';
@@ -19,10 +16,11 @@ import { openTransforms } from '../cache/transforms.ts';
 import { openContainer } from '../container/reader.ts';
 import type { LlamaContext, LlamaModel } from '../engines/llama/session.ts';
 import { openModel } from '../engines/llama/session.ts';
-import { convertState } from '../engines/llama/state.ts';
 import { openGgmlBackend } from '../linalg/ggml/backend.ts';
 import type { Profile } from '../profile/profile.ts';
 import { openProfile } from '../profile/open-profile.ts';
+import type { MemoryFigure } from './bench-memory.ts';
+import { idlePeak, measureMemory } from './bench-memory.ts';
 import { timeEntropy } from './entropy-speed.ts';
 
 export interface BenchOptions extends RunOptions {
@@ -75,16 +73,6 @@ export interface BenchResult {
     readonly node: string;
     readonly engine: string;
   };
-}
-
-/** Peak memory of a process that only compresses, or only restores. */
-export interface MemoryFigure {
-  readonly verb: 'compress' | 'restore';
-  readonly tokens: number;
-  readonly stateBytes: number;
-  readonly peakRssBytes: number;
-  /** Peak less the state: Node itself, bases, chunks in flight. */
-  readonly aboveStateBytes: number;
 }
 
 /**
@@ -147,9 +135,8 @@ export async function bench(options: BenchOptions): Promise<BenchResult> {
         total: memoryTokens.length,
         unit: 'contexts',
       });
-      memory.push(
-        ...(await measureMemory(options, directory, states.get(count) as Uint8Array, ids.slice(0, count), ratio)),
-      );
+      const prefix = { state: states.get(count) as Uint8Array, tokens: ids.slice(0, count) };
+      memory.push(...(await measureMemory(options, directory, prefix, ratio)));
     }
     const flops = products.flopsPerToken * coded(tokens);
     return {
@@ -272,77 +259,6 @@ async function timeProducts(
   return { gflops: spread(seconds.map((s) => (flopsPerToken * batch * repeats) / s / 1e9)), flopsPerToken };
 }
 
-/**
- * Prints a process's peak in KiB as it ends. Linux's own count of the address space, where there is one: the peak that
- * resourceUsage gives begins with that of the process which forked it.
- */
-const REPORT_PEAK = `
-  import { readFileSync } from 'node:fs';
-  process.on('exit', () => {
-    let peak = process.resourceUsage().maxRSS;
-    try { peak = /VmHWM:\\s*(\\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))[1]; } catch {}
-    process.stderr.write('peak=' + peak);
-  });`;
-
-/** Runs this build's own command line on the state, twice, and reads the peak from the child's own account. */
-async function measureMemory(
-  options: BenchOptions,
-  directory: string,
-  state: Uint8Array,
-  tokens: Int32Array,
-  ratio: number,
-): Promise<MemoryFigure[]> {
-  const statePath = join(directory, 'memory.state');
-  const containerPath = join(directory, 'memory.kvtc');
-  const backPath = join(directory, 'memory.back');
-  await writeFile(statePath, convertState(state, 'file', tokens));
-  const main = fileURLToPath(new URL('../../bin/kvtc.js', import.meta.url));
-  const verbs = {
-    compress: [
-      'compress',
-      options.modelPath,
-      '--profile',
-      options.profilePath,
-      '--state',
-      statePath,
-      '--ratio',
-      String(ratio),
-      '-o',
-      containerPath,
-    ],
-    restore: ['restore', containerPath, '--profile', options.profilePath, '--model', options.modelPath, '-o', backPath],
-  };
-  const figures: MemoryFigure[] = [];
-  for (const verb of ['compress', 'restore'] as const) {
-    const peakRssBytes = await peakOf([main, ...verbs[verb], '--json'], options.signal);
-    figures.push({
-      verb,
-      tokens: tokens.length,
-      stateBytes: state.length,
-      peakRssBytes,
-      aboveStateBytes: peakRssBytes - state.length,
-    });
-  }
-  return figures;
-}
-
-/** Peak of a process that opens the numeric backend of this build and ends. */
-function idlePeak(signal: AbortSignal | undefined): Promise<number> {
-  const backend = new URL(`../linalg/ggml/backend${extname(fileURLToPath(import.meta.url))}`, import.meta.url);
-  const script = `(await import('${backend.href}')).openGgmlBackend().close()`;
-  return peakOf(['--input-type=module', '--eval', script], signal);
-}
-
-/** Runs Node and reads the peak from its own account, in bytes. */
-async function peakOf(nodeArguments: readonly string[], signal: AbortSignal | undefined): Promise<number> {
-  const { stderr } = await promisify(execFile)(
-    process.execPath,
-    ['--import', `data:text/javascript,${encodeURIComponent(REPORT_PEAK)}`, ...nodeArguments],
-    { signal, maxBuffer: 1 << 24 },
-  );
-  return Number(/peak=(\d+)/u.exec(stderr)?.[1]) * 1024;
-}
-
 function checkModel(model: LlamaModel, profile: Profile): void {
   const got = model.identity.fingerprint;
   const expected = profile.model.fingerprint;
@@ -357,7 +273,7 @@ function checkModel(model: LlamaModel, profile: Profile): void {
 
 /** Tokens that go through the transform with the default sinks and window. */
 function coded(tokens: number): number {
-  return Math.max(0, tokens - 132);
+  return Math.max(0, tokens - COMPRESS_DEFAULTS.sinks - COMPRESS_DEFAULTS.window);
 }
 
 function spread(values: readonly number[]): Spread {

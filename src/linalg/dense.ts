@@ -15,9 +15,13 @@ export function denseMatrix(values: Float32Array, rows: number, columns: number)
 }
 
 /** f32[rows, columns] → f32[columns, rows], in tiles that stay in the first cache. */
-export function transpose(values: Float32Array, rows: number, columns: number): Float32Array {
+export function transpose(
+  values: Float32Array,
+  rows: number,
+  columns: number,
+  out = new Float32Array(rows * columns),
+): Float32Array {
   const tile = 32;
-  const out = new Float32Array(rows * columns);
   for (let r0 = 0; r0 < rows; r0 += tile) {
     const r1 = Math.min(rows, r0 + tile);
     for (let c0 = 0; c0 < columns; c0 += tile) {

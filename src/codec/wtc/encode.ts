@@ -12,7 +12,8 @@ import type { WtcPlan } from './plan.ts';
 import { DECISION_UNITS, STEPS_PER_PAIR } from './symbolise.ts';
 
 /**
- * Chunk bytes of `coefficients` f32[tokenCount, plan.rank] and their token classes, in `lanes` lanes.
+ * Chunk bytes of `coefficients` f32[tokenCount, ownRank], zeros from there to the plan's rank, and their token classes, in
+ * `lanes` lanes.
  * Throws KVTC_ROWS_NOT_FINITE.
  */
 export function encodeLanes(
@@ -21,6 +22,7 @@ export function encodeLanes(
   tokenClasses: Int8Array,
   lanes: number,
   plan: WtcPlan,
+  ownRank: number,
 ): Uint8Array {
   const { rank } = plan;
   const kernel = kernelOf(plan.family);
@@ -35,14 +37,20 @@ export function encodeLanes(
   const weights = tokenClassWeights(tokenClasses);
   fillEncoder(tokenClassFrequencies(weights) ?? [], view, CLASS_ENCODER);
   const rows = new Float32Array(memory.buffer, rowsAt, lanesLongest(tokenCount, lanes) * rank);
+  if (ownRank < rank) rows.fill(0);
   const written = new Set<number>();
   const laneWords: Uint8Array[] = [];
   const end = laneRoomAt + laneRoomBytes;
   for (let l = 0; l < lanes; l++) {
     const first = laneTokens(tokenCount, lanes, l);
     const last = laneTokens(tokenCount, lanes, l + 1) - 1;
-    rows.set(coefficients.subarray(first * rank, (last + 1) * rank));
-    if (kernel.run.finite(rowsAt, rowsAt + 4 * (last + 1 - first) * rank) === 0) refuse(coefficients, rank);
+    if (ownRank === rank) rows.set(coefficients.subarray(first * rank, (last + 1) * rank));
+    else {
+      for (let t = first; t <= last; t++) {
+        rows.set(coefficients.subarray(t * ownRank, (t + 1) * ownRank), (t - first) * rank);
+      }
+    }
+    if (kernel.run.finite(rowsAt, rowsAt + 4 * (last + 1 - first) * rank) === 0) refuse(coefficients, ownRank);
     view.setInt32(LANES + LANE.state, LOWER_BOUND, true);
     view.setInt32(LANES + LANE.position, end, true);
     for (let t = last; t >= first; t--) {

@@ -106,6 +106,26 @@ describe('a wtc chunk', () => {
     );
   });
 
+  it('takes rows that end before the rank of the plan as ones with zeros there', () => {
+    const plan = planFor(0.5);
+    const [tokens, rank] = [50, RANK / 2];
+    const whole = laplaceRows(tokens, RANK, 9);
+    const narrow = new Float32Array(tokens * rank);
+    for (let t = 0; t < tokens; t++) {
+      whole.fill(0, t * RANK + rank, (t + 1) * RANK);
+      narrow.set(whole.subarray(t * RANK, t * RANK + rank), t * rank);
+    }
+    const classes = Int8Array.from({ length: tokens }, (_, t) => (t % 5) - 2);
+    // Leaves other values where the zeros belong.
+    encodeWtcChunk(laplaceRows(tokens, RANK, 1), tokens, classes, plan);
+    assert.deepEqual(encodeWtcChunk(narrow, tokens, classes, plan, rank), encodeWtcChunk(whole, tokens, classes, plan));
+    narrow[7 * rank + 3] = NaN;
+    assert.throws(
+      () => encodeWtcChunk(narrow, tokens, classes, plan, rank),
+      /coefficient 3 of the chunk's token 7 is NaN/u,
+    );
+  });
+
   it('costs what the estimate says', () => {
     for (const step of [0.1, 0.5, 2]) {
       const plan = planFor(step);

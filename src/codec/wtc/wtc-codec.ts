@@ -24,27 +24,31 @@ export function laneCount(tokenCount: number): number {
 }
 
 /**
- * Bytes of a chunk. `coefficients` f32[tokenCount, plan.rank]; `tokenClasses` i8[tokenCount] in [−8, 7]: half octaves of
- * the step multiplier. Throws KVTC_ROWS_NOT_FINITE on NaN or ±Inf.
+ * Bytes of a chunk. `coefficients` f32[tokenCount, rank], zeros from there to the plan's rank; `tokenClasses`
+ * i8[tokenCount] in [−8, 7]: half octaves of the step multiplier. Throws KVTC_ROWS_NOT_FINITE on NaN or ±Inf.
  */
 export function encodeWtcChunk(
   coefficients: Float32Array,
   tokenCount: number,
   tokenClasses: Int8Array,
   plan: WtcPlan,
+  rank = plan.rank,
 ): Uint8Array {
   invariant(
     tokenCount >= 1 && tokenClasses.length === tokenCount,
     `${tokenClasses.length} classes, ${tokenCount} tokens`,
   );
-  invariant(coefficients.length >= tokenCount * plan.rank, `${coefficients.length} coefficients of rank ${plan.rank}`);
+  invariant(
+    rank <= plan.rank && coefficients.length >= tokenCount * rank,
+    `${coefficients.length} coefficients of rank ${rank} for a plan of rank ${plan.rank}`,
+  );
   for (const tokenClass of tokenClasses) {
     invariant(
       tokenClass >= TOKEN_CLASS_MIN && tokenClass < TOKEN_CLASS_MIN + TOKEN_CLASSES,
       `token class ${tokenClass}`,
     );
   }
-  return encodeLanes(coefficients, tokenCount, tokenClasses, laneCount(tokenCount), plan);
+  return encodeLanes(coefficients, tokenCount, tokenClasses, laneCount(tokenCount), plan, rank);
 }
 
 /**
