@@ -16,6 +16,7 @@ import type { Evaluation } from '../src/evaluation/evaluate.ts';
 import { evaluate } from '../src/evaluation/evaluate.ts';
 import { renderReport, writeReport } from '../src/evaluation/report/page.ts';
 import { rowRivals } from '../src/evaluation/rivals/treatments.ts';
+import { nats } from '../src/evaluation/report/words.ts';
 import { makeTinyWorld, tinyCalibration, tinyText } from './tiny-world.ts';
 
 const CHROMIUM = process.env['KVTC_CHROMIUM'] ?? '/usr/bin/chromium';
@@ -120,6 +121,14 @@ describe('the report page', () => {
     assert.doesNotMatch(html.replaceAll(/http:\/\/www\.w3\.org\/[\w/]+/gu, ''), /https?:\/\//u);
     assert.match(html, /default-src 'none'/u);
     assert.doesNotMatch(html, /NaN|undefined|Infinity|\[object/u);
+  });
+
+  it('tells KL and copy KL of every document', async () => {
+    const html = await readFile(pagePath, 'utf8');
+    assert.match(html, /KL by document, nats a token.*>1 even<.*>2 odd<.*Copy KL by document.*>1 even<.*>2 odd</su);
+    const [first] = evaluation.rows;
+    assert.equal(first?.byDocument?.length, 2);
+    assert.ok(html.includes(`<td>${nats(first.byDocument[1]?.klNats ?? NaN)}</td>`));
   });
 
   it('names what was run and escapes what came from outside', async () => {

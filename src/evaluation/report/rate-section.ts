@@ -1,7 +1,6 @@
 // The section on rate against loss: charts, what codecs reach at equal loss, who beats whom, a table with every number.
 // Does not know: how charts are drawn, close-ups, tasks.
 
-import { basename } from 'node:path';
 import { equalQuality, equalRatioText } from '../equal-quality.ts';
 import type { Evaluation } from '../evaluate.ts';
 import { seriesNames } from '../series.ts';
@@ -149,16 +148,21 @@ function kindsTable(rows: readonly EvaluationRow[], floor: EvaluationRow): strin
   return detailsHtml('By kind of text', tableHtml(['', ...FIGURE_HEADING, 'documents'], lines));
 }
 
-/** How far documents differ, which a mean hides. */
+/** How far documents differ, which a mean hides: KL and copy KL of each, by their place in the run. */
 function documentsTable(rows: readonly EvaluationRow[], documents: Evaluation['settings']['documents']): string {
-  if (documents.length < 2) return '';
-  const lines = rows.flatMap(({ treatment, byDocument = [] }) =>
-    byDocument.map(({ klNats, copyKlNats, top1Agreement }, i) => [
-      `${treatment}, ${basename(documents[i]?.source ?? '')}`,
-      nats(klNats),
-      nats(copyKlNats),
-      percent(top1Agreement),
-    ]),
+  const told = rows.filter(({ byDocument = [] }) => byDocument.length > 1);
+  if (told.length === 0) return '';
+  const heading = ['', ...told.map(({ treatment }) => treatment)];
+  const tableOf = (measure: 'klNats' | 'copyKlNats'): string =>
+    tableHtml(
+      heading,
+      documents.map(({ kind }, i) => [
+        `${i + 1} ${kind}`,
+        ...told.map(({ byDocument = [] }) => (byDocument[i] === undefined ? '–' : nats(byDocument[i][measure]))),
+      ]),
+    );
+  return (
+    detailsHtml('KL by document, nats a token', tableOf('klNats')) +
+    detailsHtml('Copy KL by document', tableOf('copyKlNats'))
   );
-  return detailsHtml('By document', tableHtml(['', ...FIGURE_HEADING.slice(0, 3)], lines));
 }
