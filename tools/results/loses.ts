@@ -19,26 +19,20 @@ export function losesText(evaluations: readonly NamedResult<Evaluation>[]): stri
   return lines.length === 0 ? '' : `### Where kvtc loses\n\n${lines.join('\n')}\n`;
 }
 
-/** Where the exact window makes a file more than twice as large as the paper's count has it: the highest ratio's worst. */
+/** Where an exact window makes a file of ours more than twice as large as the paper's count has it: the worst row of all. */
 function windowText(evaluations: readonly NamedResult<Evaluation>[]): string {
-  const byPrefix = Map.groupBy(evaluations, ({ result }) => result.settings.prefixTokens);
-  const found = [...byPrefix].flatMap(([prefixTokens, runs]) => {
-    const shares = runs
-      .flatMap(({ result }) => result.rows)
-      .flatMap(({ treatment, paperRatio, effectiveRatio }) =>
-        paperRatio !== null && effectiveRatio !== null && paperRatio > 2 * effectiveRatio
-          ? [{ treatment, paperRatio, effectiveRatio }]
-          : [],
-      )
-      .toSorted((a, b) => b.paperRatio / b.effectiveRatio - a.paperRatio / a.effectiveRatio);
-    return shares
-      .slice(0, 1)
-      .map(
-        ({ treatment, paperRatio, effectiveRatio }) =>
-          `at ${prefixTokens} tokens ${treatment} stores ${effectiveRatio.toFixed(1)} times less, not ${paperRatio.toFixed(1)}`,
-      );
-  });
-  return found.length === 0 ? '' : `* An exact window eats most of the high ratios: ${found.join('; ')}.`;
+  const shares = evaluations.flatMap(({ result: { rows, settings } }) =>
+    rows.flatMap((row) => {
+      const { treatment, paperRatio, effectiveRatio } = row;
+      if (seriesOf(row) === null || paperRatio === null || effectiveRatio === null) return [];
+      const text = `at ${settings.prefixTokens} tokens ${treatment} stores ${effectiveRatio.toFixed(1)} times less, not ${paperRatio.toFixed(1)}`;
+      return [{ share: paperRatio / effectiveRatio, text }];
+    }),
+  );
+  const [worst] = shares.toSorted((a, b) => b.share - a.share);
+  return worst === undefined || worst.share <= 2
+    ? ''
+    : `* An exact window eats most of the high ratios: ${worst.text}.`;
 }
 
 function losses(rows: readonly EvaluationRow[]): string[] {

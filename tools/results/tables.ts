@@ -7,7 +7,7 @@ import type { Evaluation } from '../../src/evaluation/evaluate.ts';
 import { isPlainKvtc } from '../../src/evaluation/report/comparison.ts';
 import { evaluatedProfiles, exactTokensText, seriesOf } from '../../src/evaluation/series.ts';
 import type { EvaluationRow } from '../../src/evaluation/summary.ts';
-import type { Comparison, Deviation } from './compare.ts';
+import type { Comparison } from './compare.ts';
 import { deviationsText, openComparison } from './compare.ts';
 import { equalText, proofText } from './equal.ts';
 import { losesText } from './loses.ts';
@@ -42,26 +42,24 @@ function modelText(model: ModelResults, explanations: Readonly<Record<string, st
   const { id, oracle, evaluations, ablations, benches } = model;
   const title = `## ${oracle.title}\n`;
   if (evaluations.length + ablations.length + benches.length === 0) return `${title}\nNot measured yet.\n`;
-  const deviations: Deviation[] = [];
-  const compared = <T extends { readonly file: string }>(
-    runs: readonly T[],
-    text: (run: T, compare: Comparison) => string,
-  ): string[] =>
-    runs.map((run) => {
-      const compare = openComparison(runTitle(run.file));
-      const written = text(run, compare);
-      deviations.push(...compare.deviations);
-      return written;
-    });
+  const comparisons: Comparison[] = [];
+  const compareRun = ({ file }: { readonly file: string }): Comparison => {
+    const compare = openComparison(runTitle(file));
+    comparisons.push(compare);
+    return compare;
+  };
   const parts = [
-    ...compared(evaluations, (one, compare) => evaluationText(id, one, oracle, compare)),
-    ...compared(ablations, (one, compare) => ablationText(id, one, oracle, compare)),
+    ...evaluations.map((one) => evaluationText(id, one, oracle, compareRun(one))),
+    ...ablations.map((one) => ablationText(id, one, oracle, compareRun(one))),
     ...benches.map(({ file, result }) => {
       const { tokens, ratio, prefillMs, restoreMs, restoreSpeedup, machine } = result;
       return `### Speed\n\n${tokens} tokens at ${ratio}x: prefill ${(prefillMs / 1000).toFixed(2)} s, restore ${(restoreMs.median / 1000).toFixed(3)} s, ${restoreSpeedup.toFixed(1)} times faster. ${machine.processor.trim()}, ${machine.threads} threads, llama.cpp ${machine.engine} (\`${file}\`).\n`;
     }),
     losesText(evaluations),
-    deviationsText(deviations, explanations),
+    deviationsText(
+      comparisons.flatMap(({ deviations }) => deviations),
+      explanations,
+    ),
   ];
   return [title, ...parts.filter((part) => part !== '')].join('\n');
 }
